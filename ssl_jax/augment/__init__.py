@@ -1,0 +1,10 @@
+"""On-device augmentation: batched, pure, uint8 in, float32 out, noise by example.
+
+`make` gives a policy by name, `apply` a random view of every image (inside jit, the policy static,
+keys [b]), `evaluate` the deterministic view of probing.
+"""
+
+from ssl_jax.augment.pipeline import apply, evaluate
+from ssl_jax.augment.policies import Policy, make
+
+__all__ = ["Policy", "apply", "evaluate", "make"]

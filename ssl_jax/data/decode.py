@@ -1,0 +1,181 @@
+"""Encoded picture -> uint8 pixels of one size.
+
+One rule for each case that files in the wild hold:
+
+- JPEG is decoded by libjpeg-turbo (simplejpeg), at 1/2, 1/4 or 1/8 of its size where that is still
+  at least `size` (scaling in the DCT domain, itself antialiased). What it refuses, and every other
+  format, goes to Pillow.
+- EXIF orientation is applied: pictures stand upright.
+- Transparent pixels lie on white, as a viewer shows them: (a·c + (255 − a)·255) / 255.
+- 16-bit samples keep their high byte, v >> 8, in grey as in colour.
+- Palettes are looked up; CMYK and the other colour spaces become RGB by Pillow's conversion.
+- Grey to colour repeats the channel; colour to grey is the luma of ITU-R BT.601.
+- Of an animation, the first frame.
+- 32-bit and float samples have no known range and count as unreadable, as does any picture whose
+  header promises more than `max_pixels`.
+"""
+
+import io
+
+import numpy as np
+
+# Pillow's own bound (1 GiB / 4 / 3 pixels). A 4 kB file can promise gigabytes of zeros.
+MAX_PIXELS = 89_478_485
+
+# Only these are tried: Pillow would start other programs for some formats (EPS: Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+ORIENTATION = 0x0112  # the EXIF tag
+
+
+class Unreadable(Exception):
+    """A picture that cannot be decoded; str() is the reason."""
+
+
+def decode(
+    data: bytes, size: int, channels: int, fit: str = "crop", max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Decodes one picture to a square.
+
+    Args:
+      data: the bytes of the file.
+      size: side of the result in pixels.
+      channels: 1 (grey) or 3 (RGB).
+      fit: 'crop' takes the largest centred square, then resizes it: the shorter side becomes
+        `size`, proportions are kept. 'squash' resizes both sides to `size`.
+      max_pixels: refuse a picture of more pixels than this.
+
+    Returns:
+      uint8 [size, size, channels].
+
+    Raises:
+      Unreadable: whatever is wrong with the picture. Nothing else is raised.
+    """
+    try:
+        if not data:
+            raise Unreadable("the file is empty")
+        pixels = None
+        if data[:3] == b"\xff\xd8\xff":
+            pixels = _jpeg(data, size, channels, max_pixels)
+        if pixels is None:
+            pixels = _pillow(data, channels, max_pixels)
+        return resize(square(pixels) if fit == "crop" else pixels, size)
+    except Unreadable:
+        raise
+    except Exception as error:  # decoders raise anything on broken bytes; cv2 its own class
+        reason = " ".join(str(error).split())
+        kind = "" if reason and isinstance(error, OSError) else f"{type(error).__name__} "
+        raise Unreadable(f"{kind}{reason}") from error
+
+
+def square(pixels: np.ndarray) -> np.ndarray:
+    """The largest centred square, [h, w, C] -> [s, s, C], s = min(h, w)."""
+    h, w = pixels.shape[:2]
+    s = min(h, w)
+    top, left = (h - s) // 2, (w - s) // 2
+    return pixels[top : top + s, left : left + s]
+
+
+def resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Resizes uint8 [h, w, C] to [size, size, C].
+
+    A side that shrinks is averaged over the area of each new pixel (antialiased), a side that
+    grows is interpolated by cubics.
+    """
+    import cv2
+
+    h, w, channels = pixels.shape
+    if h > size or w > size:
+        pixels = cv2.resize(pixels, (min(w, size), min(h, size)), interpolation=cv2.INTER_AREA)
+    if h < size or w < size:
+        pixels = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_CUBIC)
+    return np.ascontiguousarray(pixels).reshape(size, size, channels)  # cv2 drops C = 1
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undoes the EXIF orientation 1 … 8 of [h, w, C]; any other number is taken as 1."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _guard(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise Unreadable(f"{width} x {height} pixels, more than the {max_pixels} allowed")
+
+
+def _jpeg(data: bytes, size: int, channels: int, max_pixels: int) -> np.ndarray | None:
+    """Pixels [h, w, C] of a JPEG by libjpeg-turbo; None if Pillow should have a look at it."""
+    import simplejpeg
+
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        _guard(height, width, max_pixels)
+        if space not in ("YCbCr", "Gray", "RGB"):
+            return None
+        pixels = simplejpeg.decode_jpeg(
+            data,
+            colorspace="GRAY" if channels == 1 else "RGB",
+            min_height=size,
+            min_width=size,
+            min_factor=2,  # 7/8 and the like take longer than decoding in full
+        )
+    except ValueError:
+        # Strict: also harmless warnings (stray bytes between markers) come here. Pillow reads
+        # those, and says what is wrong with the others.
+        return None
+    if b"Exif\0\0" in data[:65536]:
+        from PIL import Image
+
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            pixels = upright(pixels, _orientation(image))
+    return pixels
+
+
+def _pillow(data: bytes, channels: int, max_pixels: int) -> np.ndarray:
+    """Pixels [h, w, C] of any of FORMATS by Pillow."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        start = data[:8].decode("ascii", "backslashreplace")
+        raise Unreadable(f"not a picture of a known format (it starts with {start!r})") from None
+    with opened as image:
+        _guard(image.height, image.width, max_pixels)
+        image.load()
+        # After load(): Pillow turns TIFF itself, and then drops the tag.
+        return upright(_channels(image, channels), _orientation(image))
+
+
+def _orientation(image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # broken EXIF does not make the pixels unreadable
+        return 1
+
+
+def _channels(image, channels: int) -> np.ndarray:
+    """Pixels of a loaded Pillow image as uint8 [h, w, channels]."""
+    from PIL import Image
+
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
+        # Older Pillow opens 16-bit PNG as mode I. Its convert("L") would clip at 255.
+        gray = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(gray[:, :, None], channels, axis=2)
+    if mode in ("I", "F"):
+        raise Unreadable(f"{'float' if mode == 'F' else '32-bit'} samples, whose range is unknown")
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)  # the sum below fits
+        rgb, alpha = rgba[:, :, :3], rgba[:, :, 3:]
+        pixels = ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        if channels == 3:
+            return pixels
+        image = Image.fromarray(pixels)
+    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    return pixels.reshape(*pixels.shape[:2], channels)

@@ -1,0 +1,24 @@
+"""The one exception that a user is meant to read."""
+
+
+class UserError(Exception):
+    """Something the user can mend: one line that says what is wrong, where, and what to do.
+
+    `ssl_jax.main` prints the message alone, without a traceback, and exits with code 2.
+    """
+
+
+def near_misses(name: str, known) -> str:
+    """Returns ' Did you mean a, b?' for the known names close to `name`, else the list of all.
+
+    Args:
+      name: what the user wrote.
+      known: iterable of the accepted names.
+    """
+    import difflib
+
+    known = sorted(map(str, known))
+    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    if close:
+        return f" Did you mean {' or '.join(close)}?"
+    return f" Known: {', '.join(known)}."

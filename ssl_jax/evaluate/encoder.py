@@ -1,0 +1,137 @@
+"""From a checkpoint, or a training state, to features: the encoder alone, as probes see it."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssl_jax import augment, checkpoint, host, models, parallel, workdir
+from ssl_jax.data import loader
+from ssl_jax.data.protocol import Source
+from ssl_jax.errors import UserError
+from ssl_jax.evaluate import features
+from ssl_jax.methods import METHODS
+from ssl_jax.train.state import make_create
+
+
+class Restored(NamedTuple):
+    """An encoder read back from a run.
+
+    Attributes:
+      saved: the config and facts of the run.
+      step: optimizer steps it was trained for.
+      variables: {'params': …, 'batch_stats': …} of the encoder, on every device of the mesh.
+    """
+
+    saved: workdir.Saved
+    step: int
+    variables: Any
+
+
+def compile_encode(config: ConfigDict, mesh) -> Callable[[Any, Any], dict[str, jax.Array]]:
+    """Compiles the encoder in evaluation mode over all devices.
+
+    Args:
+      config: of the run; `config.model` and `config.evaluate` are used.
+      mesh: from `parallel.mesh()`.
+
+    Returns:
+      encode(variables, {'image': uint8 [b,H,W,C], 'index': int32 [b], 'label': int32 [b]}) ->
+      {'image': features float32 [B,d], 'label': int32 [B], 'valid': bool [B]}, in global order.
+    """
+    model = models.make(config.model)
+    view = config.evaluate
+
+    def encode(variables, rows):
+        x = augment.evaluate(rows["image"], view.size, view.mean, view.std, view.crop_fraction)
+        out = model.apply(variables, x, train=False).astype(jnp.float32)
+        return {"image": out, "label": rows["label"], "valid": rows["index"] >= 0}
+
+    return parallel.compile_rows(encode, mesh)
+
+
+def extract(
+    encode: Callable[[Any, Any], dict[str, jax.Array]],
+    variables: Any,
+    source: Source,
+    rows: np.ndarray,
+    batch: int,
+    cluster: host.Cluster,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features of some rows of a source, read and computed by all processes together.
+
+    Args:
+      encode: from `compile_encode`.
+      variables: of the encoder.
+      source: where the images are.
+      rows: int [n], in the order in which the features are wanted.
+      batch: images at a time over all devices; rounded up to a multiple of them.
+      cluster: the processes of the run.
+
+    Returns:
+      features float32 [n, d] and labels int32 [n], on every process.
+    """
+    devices = jax.device_count()
+    batch = -(-batch // devices) * devices
+    picked = source._replace(examples=len(rows), read=lambda i: source.read(rows[i]))
+    with loader.in_order(
+        picked, batch=batch, process=cluster.process, processes=cluster.processes
+    ) as batches:
+        outputs = (encode(variables, batch) for batch in batches)
+        return features.extract(lambda out: out, outputs)
+
+
+def subset(examples: int, most: int) -> np.ndarray:
+    """`most` rows of 0 … examples − 1, fixed and spread evenly at random; all where they are few.
+
+    Returns:
+      int64 [min(examples, most)], ascending.
+    """
+    return np.sort(loader.order(0, 0, examples)[:most])
+
+
+def restore(folder: pathlib.Path, mesh) -> Restored:
+    """Reads the encoder, and only it, from the newest checkpoint of a run.
+
+    Args:
+      folder: the run's workdir.
+      mesh: from `parallel.mesh()`.
+
+    Raises:
+      UserError: no such run, no checkpoint, or one of another model.
+    """
+    saved = workdir.read_config(folder)
+    if saved is None:
+        raise UserError(f"--config.checkpoint: there is no run in {folder} (no config.json)")
+    config = saved.config
+    shape = (config.batch, config.data.size, config.data.size, config.data.channels)
+    local = {
+        "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
+        "index": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+        "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+    }
+    method = METHODS[config.method.name](config, saved.run)
+    whole = parallel.replicated(mesh)
+
+    def optimizer_of(params):  # its state is neither read nor needed
+        import optax
+
+        return optax.identity()
+
+    create = make_create(method, optimizer_of, local)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+        jax.eval_shape(create, jax.random.key(0)),
+    )
+    with checkpoint.open_manager(folder / "checkpoints", 1, read_only=True) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise UserError(f"--config.checkpoint: {folder} has no finished checkpoint yet")
+        variables = checkpoint.restore_part(
+            manager, step, like, lambda s: method.encoder(s.params, s.state)
+        )
+    return Restored(saved, step, variables)

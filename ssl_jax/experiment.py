@@ -1,0 +1,169 @@
+"""A run before its first step: data, method, devices, optimizer, compiled functions."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssl_jax import checkpoint, host, parallel, workdir
+from ssl_jax.data import sources
+from ssl_jax.errors import UserError, near_misses
+from ssl_jax.evaluate import encoder
+from ssl_jax.methods import METHODS
+from ssl_jax.methods.protocol import Method, Run
+from ssl_jax.train import optimizers, schedules
+from ssl_jax.train.state import TrainState, make_create
+from ssl_jax.train.step import make_step
+
+
+class Experiment(NamedTuple):
+    """Everything that a run consists of, before its first step.
+
+    Attributes:
+      config: of the run.
+      cluster: its processes.
+      train: images to learn from.
+      test: images to evaluate on, or None: then a fifth of `train` is held out where labels exist.
+      run: static facts.
+      method: the pure functions.
+      mesh: all devices.
+      create: key -> TrainState.
+      step: compiled step.
+      encode: compiled encoder.
+    """
+
+    config: ConfigDict
+    cluster: host.Cluster
+    train: sources.Source
+    test: sources.Source | None
+    run: Run
+    method: Method
+    mesh: Any
+    create: Callable[[Any], TrainState]
+    step: Callable[[Any, Any], tuple[TrainState, dict[str, jax.Array]]]
+    encode: Callable[[Any, Any], dict[str, jax.Array]]
+
+
+def assemble(
+    config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | None
+) -> Experiment:
+    """Opens the data, makes the method, the devices, the optimizer, and compiles lazily.
+
+    Raises:
+      UserError: unknown method or source, or a batch that the devices cannot share.
+    """
+    if config.method.name not in METHODS:
+        raise UserError(
+            f"config.method.name is {config.method.name!r}."
+            f"{near_misses(config.method.name, METHODS)}"
+        )
+    train = sources.open_source(config.data, "train")
+    try:
+        test = sources.open_source(config.data, "test")
+    except sources.NoSplit:
+        test = None
+    if train.examples < config.batch:
+        raise UserError(
+            f"{train.name} has {train.examples} images, fewer than --config.batch={config.batch}; "
+            f"choose a batch of at most {train.examples}"
+        )
+    per_epoch = train.examples // config.batch
+    total = config.steps if config.steps is not None else round(config.epochs * per_epoch)
+    facts = Run(train.examples, config.batch, per_epoch, max(total, 1))
+    method = METHODS[config.method.name](config, facts)
+
+    micro = config.batch // config.accumulate
+    devices = config.cpu_devices or (saved.cpu_devices if saved else None)
+    host.set_cpu_devices(devices or host.cpu_devices(micro, method.block, cluster))
+    host.set_compile_cache(config.compile_cache)
+    if micro % (jax.device_count() * method.block):
+        blocks = f" in blocks of {method.block}" if method.block > 1 else ""
+        raise UserError(
+            f"--config.batch={config.batch} in {config.accumulate} micro-batch(es) does not "
+            f"divide over {jax.device_count()} devices{blocks}; choose a multiple of "
+            f"{jax.device_count() * method.block * config.accumulate}"
+        )
+    mesh = parallel.mesh()
+    b = micro // jax.device_count()
+    shape = (b, config.data.size, config.data.size, config.data.channels)
+    blank = {
+        "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
+        "index": jax.ShapeDtypeStruct((b,), jnp.int32),
+        "label": jax.ShapeDtypeStruct((b,), jnp.int32),
+    }
+
+    counts = {
+        "batch": facts.batch,
+        "steps_per_epoch": facts.steps_per_epoch,
+        "total_steps": facts.total_steps,
+    }
+
+    def optimizer_of(params):
+        return optimizers.make(config.optimizer, params, method.labels(params), **counts)
+
+    create = make_create(method, optimizer_of, blank)
+    abstract = jax.eval_shape(create, jax.random.key(config.seed))
+    learning_rate = schedules.make(config.optimizer, **counts)
+    step = make_step(method, optimizer_of(abstract.params), facts, learning_rate)
+    return Experiment(
+        config=config,
+        cluster=cluster,
+        train=train,
+        test=test,
+        run=facts,
+        method=method,
+        mesh=mesh,
+        create=jax.jit(create, out_shardings=parallel.replicated(mesh)),
+        step=parallel.compile_step(step, mesh, config.parallel),
+        encode=encoder.compile_encode(config, mesh),
+    )
+
+
+def introduce(e: Experiment, folder: pathlib.Path) -> None:
+    """Says in a few lines what is about to happen."""
+    params = jax.eval_shape(e.create, jax.random.key(0)).params
+    count = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(params))
+    h, w, c = e.train.shape
+    where = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
+    if e.cluster.processes > 1:
+        where += f" of {e.cluster.processes} processes"
+    images = f"{e.train.examples:,} training" + (
+        f" and {e.test.examples:,} test images" if e.test else " images"
+    )
+    print(f"{e.config.method.name} on {e.train.name}: {images}, {h}×{w}×{c}")
+    print(
+        f"{e.config.model.name}, {count:,} parameters; {e.run.total_steps:,} steps of "
+        f"{e.config.batch} images on {where}; workdir {folder}"
+    )
+    lines = optimizers.describe(
+        e.config.optimizer,
+        params,
+        e.method.labels(params),
+        batch=e.run.batch,
+        steps_per_epoch=e.run.steps_per_epoch,
+        total_steps=e.run.total_steps,
+    )
+    print(*lines, sep="\n")
+
+
+def begin(e: Experiment, manager) -> tuple[TrainState, int]:
+    """A fresh state, or the newest checkpoint's.
+
+    Returns:
+      (state on all devices, steps done).
+    """
+    latest = manager.latest_step()
+    if latest is None:
+        return e.create(jax.random.key(e.config.seed)), 0
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.replicated(e.mesh)),
+        jax.eval_shape(e.create, jax.random.key(e.config.seed)),
+    )
+    state = checkpoint.restore(manager, latest, like)
+    if e.cluster.process == 0:
+        print(f"continuing at step {latest:,}")
+    return state, latest

@@ -1,0 +1,86 @@
+"""What the process arranges before JAX starts: memory pages, CPU devices, compilation cache.
+
+Measured in docs/performance.md: XLA on CPU spreads one program poorly over the cores, so the
+library's own data parallelism, one device a core, is the fast way; and glibc, by default, gives
+every large buffer back to the kernel and faults its pages in again at the next step.
+"""
+
+import ctypes
+import os
+import pathlib
+from typing import NamedTuple
+
+import jax
+
+_M_MMAP_MAX, _M_TRIM_THRESHOLD, _M_ARENA_MAX = -4, -1, -8
+
+
+class Cluster(NamedTuple):
+    """The processes of the run, known before JAX's backend is up.
+
+    Attributes:
+      processes: how many there are.
+      process: which this is.
+      here: how many share this host and its cores.
+    """
+
+    processes: int
+    process: int
+    here: int
+
+
+def keep_memory_pages() -> bool:
+    """Makes glibc's malloc keep its pages: no mmap, no trim, one arena.
+
+    Call it before anything allocates. Returns False, and does nothing, without glibc.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1))
+        return all([libc.mallopt(*s) for s in settings])
+    except (OSError, AttributeError):
+        return False
+
+
+def cpu_devices(rows: int, block: int, cluster: Cluster) -> int:
+    """The number of CPU devices a process should make: one a core, as far as the batch divides.
+
+    Args:
+      rows: rows of one micro-batch over all processes.
+      block: the rows of one device must be a multiple of it.
+      cluster: the processes of the run.
+
+    Returns:
+      the largest n <= min(cores // cluster.here, 8) for which rows splits into whole blocks
+      on n devices of every process; 1 if there is none.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    most = max(1, min((cores or 1) // cluster.here, 8))
+    fits = (n for n in range(most, 0, -1) if rows % (n * cluster.processes * block) == 0)
+    return next(fits, 1)
+
+
+def set_cpu_devices(n: int) -> None:
+    """Makes n CPU devices; without effect on accelerators. Call it before any use of JAX."""
+    jax.config.update("jax_num_cpu_devices", n)
+
+
+def set_compile_cache(folder: str) -> pathlib.Path | None:
+    """Keeps compiled programs in `folder`: 'auto' is ~/.cache/ssl_jax, '' keeps none.
+
+    Returns:
+      the folder, or None where there is none (also if it cannot be written: a cache is no reason
+      to stop).
+    """
+    if not folder:
+        return None
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    path = pathlib.Path(home) / "ssl_jax" if folder == "auto" else pathlib.Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / ".writable").touch()
+    except OSError:
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return path

@@ -1,0 +1,202 @@
+"""Pretraining: images in, a probed checkpoint out. Read it top to bottom."""
+
+import contextlib
+import pathlib
+import signal
+import time
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from ssl_jax import checkpoint, host, parallel, workdir
+from ssl_jax import config as configs
+from ssl_jax.data import loader
+from ssl_jax.errors import UserError
+from ssl_jax.evaluate import collapse, encoder, knn, representation
+from ssl_jax.experiment import Experiment, assemble, begin, introduce
+from ssl_jax.report import console, logs
+from ssl_jax.train import loop
+from ssl_jax.train.state import TrainState
+
+EXIT_STOPPED = 143  # asked to stop (SIGTERM, Ctrl-C) and saved: started again, the run continues
+MAX_SKIPPED_IN_A_ROW = 100
+
+
+def run(config: ConfigDict, cluster: host.Cluster) -> int:
+    """Trains, evaluates, reports; continues where the workdir holds an unfinished run.
+
+    Args:
+      config: of the run, checked here.
+      cluster: the processes of the run.
+
+    Returns:
+      exit code: 0, or EXIT_STOPPED after a request to stop.
+
+    Raises:
+      UserError: anything the user can mend.
+    """
+    began = time.time()
+    configs.check(config)
+    folder = pathlib.Path(config.workdir)
+    saved = workdir.read_config(folder)
+    if saved is not None:
+        changed = configs.differences(saved.config, config)
+        if changed:
+            raise UserError(
+                f"{folder} holds a run whose config differs in {', '.join(changed)}; "
+                "choose another --workdir, or use the same values to continue"
+            )
+        result = workdir.read_result(folder)
+        if result is not None:
+            print(f"{folder} is finished. Its result:\n\n{console.result_text(result, folder)}")
+            return 0
+
+    experiment = assemble(config, cluster, saved)
+    leader = cluster.process == 0
+    if leader:
+        introduce(experiment, folder)
+        devices = jax.local_device_count()
+        workdir.write_config(folder, workdir.Saved(config, experiment.run, devices))
+    with checkpoint.open_manager(folder / "checkpoints", config.checkpoint.keep) as manager:
+        state, start = begin(experiment, manager)
+        state, done, knn_top1 = learn(experiment, state, start, manager, folder)
+        checkpoint.save(manager, state, knn_top1)
+    if done < experiment.run.total_steps:
+        print(f"stopped and saved at step {done}; the same command continues")
+        return EXIT_STOPPED
+    result = conclude(experiment, state, folder, began)
+    if leader:
+        workdir.write_json(folder / "result.json", result)
+        print(f"\n{console.result_text(result, folder)}")
+    return 0
+
+
+def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib.Path):
+    """The training loop with its logs, monitors and checkpoints.
+
+    Returns:
+      (state, steps done, newest kNN accuracy or None).
+    """
+    c, total = e.config, e.run.total_steps
+    leader = e.cluster.process == 0
+    newest: dict[str, float] = {}
+    batches = loader.batches(
+        e.train,
+        seed=c.seed,
+        batch=c.batch,
+        start=start,
+        stop=total,
+        process=e.cluster.process,
+        processes=e.cluster.processes,
+        threads=c.data.threads,
+        ahead=c.data.ahead,
+    )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(batches)
+        stop = stack.enter_context(stop_requested())
+        writer = stack.enter_context(logs.Writer(folder, start)) if leader else None
+        progress = stack.enter_context(console.Progress(total, start)) if leader else None
+
+        def log(done, metrics):
+            if metrics["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
+                raise UserError(
+                    f"loss or gradient were not finite for {MAX_SKIPPED_IN_A_ROW} steps in a row "
+                    f"at step {done}; the last checkpoint is good: lower "
+                    "--config.optimizer.learning_rate or set --config.optimizer.clip_norm"
+                )
+            if leader:
+                epoch = {"epoch": done / e.run.steps_per_epoch}
+                writer.write(done, {**epoch, **metrics, "data_wait_seconds": batches.waited})
+                progress.update(done, {**metrics, **newest})
+
+        def monitor(now):
+            newest.update(look(e, now))
+            if leader:
+                writer.write(int(now.step), newest)
+                if "alarm" in newest:
+                    progress.say(newest["alarm"])
+
+        def device_batches():
+            for batch in batches:
+                split = {k: x.reshape(c.accumulate, -1, *x.shape[1:]) for k, x in batch.items()}
+                yield parallel.put_batch(split, e.mesh, c.parallel)
+
+        state, done = loop.train(
+            e.step,
+            state,
+            device_batches(),
+            start=start,
+            stop=total,
+            rows=c.batch,
+            every=loop.Every(c.log_every, c.monitor.every_steps, c.checkpoint.every_steps),
+            hooks=loop.Hooks(
+                log=log,
+                monitor=monitor,
+                checkpoint=lambda now: checkpoint.save(manager, now, newest.get("knn_top1")),
+                stop=stop,
+            ),
+        )
+        if done == total:
+            monitor(state)
+    return state, done, newest.get("knn_top1")
+
+
+def look(e: Experiment, state: TrainState) -> dict[str, Any]:
+    """The monitors: kNN where labels exist, and collapse, always.
+
+    Returns:
+      {'knn_top1'?, 'feature_std', 'feature_std_ratio', 'effective_rank', 'alarm'?}.
+    """
+    variables = e.method.encoder(state.params, state.state)
+    bank, query = representation.split(
+        e.train, e.test, e.config.monitor.train_examples, e.config.monitor.test_examples
+    )
+    size = e.config.evaluate.batch
+    features, labels = encoder.extract(e.encode, variables, *bank, size, e.cluster)
+    found = collapse.measure(features)
+    seen = {k: float(found[k]) for k in ("feature_std", "feature_std_ratio", "effective_rank")}
+    alarm = collapse.alarm(seen["feature_std_ratio"], seen["effective_rank"], features.shape[1])
+    if alarm:
+        seen["alarm"] = alarm
+    if query is not None:
+        test, test_labels = encoder.extract(e.encode, variables, *query, size, e.cluster)
+        scores = knn.classify(features, labels, test, e.train.classes)
+        seen["knn_top1"] = knn.accuracy(scores, test_labels)["top1"]
+    return seen
+
+
+def conclude(e: Experiment, state: TrainState, folder: pathlib.Path, began: float):
+    """Evaluates pixels, untrained and learned features, draws the report.
+
+    Returns:
+      result.json's content.
+    """
+    from ssl_jax.report import report
+
+    fresh = e.create(jax.random.key(e.config.seed))
+    untrained = e.method.encoder(fresh.params, fresh.state)
+    learned = e.method.encoder(state.params, state.state)
+    found = representation.compare(e, {"untrained": untrained, "learned": learned})
+    return report.conclude(e, state, found, folder, began)
+
+
+@contextlib.contextmanager
+def stop_requested():
+    """Within it, SIGTERM and Ctrl-C are noted instead of obeyed. Yields () -> bool.
+
+    A second one is obeyed at once.
+    """
+    seen = []
+
+    def note(number, frame):
+        seen.append(number)
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)

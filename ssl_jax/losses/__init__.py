@@ -1,0 +1,1 @@
+"""Losses: pure functions on embeddings. No networks, no state."""

@@ -1,0 +1,172 @@
+"""Flags → config → job. Nothing else.
+
+    python -m ssl_jax.main --config configs/simclr.py:imagenet --workdir W --config.batch=1024
+"""
+
+import importlib
+import logging
+import pathlib
+import sys
+
+from ssl_jax import host
+from ssl_jax.errors import UserError, near_misses
+
+JOBS = {
+    "pretrain": "learn a representation from images without labels",
+    "knn": "classify with the nearest neighbours of a checkpoint's features",
+    "linear": "train a linear classifier on a checkpoint's features",
+}
+
+EXAMPLES = """\
+examples:
+  python -m ssl_jax.main --config configs/quickstart.py
+  python -m ssl_jax.main --config configs/simclr.py:imagenet --config.data.source=folder:/pictures
+  python -m ssl_jax.main --config configs/linear.py --config.checkpoint=runs/quickstart"""
+
+FLAGS = """\
+usage: python -m ssl_jax.main --config FILE[:PRESET] [--workdir FOLDER] [--config.FIELD=VALUE …]
+
+  --config FILE[:PRESET]   what to run, see below; --config.FIELD=VALUE changes a field of it
+  --workdir FOLDER         where the run lives (default runs/<config>_<preset>); started again,
+                           the run there continues
+  --coordinator HOST:PORT  several processes: the address of process 0 (with the next two)
+  --processes P            how many processes there are
+  --process I              which of them this is, 0 … P−1"""
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line; returns the exit code: 0 done, 2 a mistake that the user can mend."""
+    host.keep_memory_pages()
+    try:
+        if not argv or {"--help", "-h", "-help", "--helpfull"} & set(argv):
+            print(help_text())
+            return 0
+        return run(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def run(argv: list[str]) -> int:
+    """Reads the flags, joins the other processes, hands over to the job.
+
+    Raises:
+      UserError: flags, config or anything the job finds wrong.
+    """
+    from absl import flags
+    from absl import logging as absl_logging
+
+    from ssl_jax import config as configs
+
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax and TFDS talk a lot
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    config, name, values = parse(argv, flags, configs)
+    if config.job not in JOBS:
+        raise UserError(f"config.job is {config.job!r}.{near_misses(config.job, JOBS)}")
+    cluster = join(values)
+    if config.get("workdir") is None:
+        config.workdir = str(pathlib.Path("runs") / name)
+    job = importlib.import_module(f"ssl_jax.jobs.{config.job}")
+    return job.run(config, cluster)
+
+
+def parse(argv: list[str], flags, configs):
+    """Command line -> (config with every override applied, default name of the workdir, flags).
+
+    Raises:
+      UserError: an unknown flag, field, file or preset, or a value of the wrong type.
+    """
+    from ml_collections import config_flags
+
+    argument, rest = take_config(argv)
+    config, name = configs.load(argument)
+    config.lock()
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "", flag_values=values)
+    flags.DEFINE_integer("processes", None, "", flag_values=values)
+    flags.DEFINE_integer("process", None, "", flag_values=values)
+    try:
+        left = values(["main", *rest])
+    except AttributeError as error:  # an unknown field: the message names the nearest one
+        text = str(error).replace("\\n", " ").replace("\\", "").replace("\n", " ").strip("\"' ")
+        raise UserError(f"{argument} has no field {text}") from None
+    except (flags.Error, ValueError, TypeError, KeyError) as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"{text} (--help shows the flags)") from None
+    if len(left) > 1:
+        raise UserError(f"{left[1]!r} is not a flag; fields are set as --config.FIELD=VALUE")
+    config = values.config
+    if values.workdir is not None:
+        config.workdir = values.workdir
+    return config, name, values
+
+
+def take_config(argv: list[str]) -> tuple[str, list[str]]:
+    """Splits `--config X` or `--config=X` off the command line.
+
+    Raises:
+      UserError: it is missing or given twice.
+    """
+    found, rest, words = [], [], iter(argv)
+    for word in words:
+        if word in ("--config", "-config"):
+            value = next(words, None)
+            if value is None:
+                raise UserError("--config needs a file: --config configs/quickstart.py")
+            found.append(value)
+        elif word.startswith(("--config=", "-config=")):
+            found.append(word.partition("=")[2])
+        else:
+            rest.append(word)
+    if not found:
+        guess = next((w for w in rest if w.endswith(".py") or ".py:" in w), None)
+        hint = f"write --config {guess}" if guess else "start with --config configs/quickstart.py"
+        raise UserError(f"which config? {hint} (--help lists them)")
+    if len(found) > 1:
+        raise UserError(f"--config is given {len(found)} times; give it once")
+    return found[0], rest
+
+
+def join(values) -> "host.Cluster":
+    """Joins the processes of the run, before anything else uses JAX.
+
+    Raises:
+      UserError: only some of --coordinator, --processes, --process are given.
+    """
+    given = (values.coordinator, values.processes, values.process)
+    if all(v is None for v in given):
+        return host.Cluster(1, 0, 1)
+    if any(v is None for v in given):
+        raise UserError("--coordinator, --processes and --process belong together; give all three")
+    import jax
+
+    jax.distributed.initialize(values.coordinator, values.processes, values.process)
+    local = values.coordinator.rpartition(":")[0] in ("localhost", "127.0.0.1", "[::1]")
+    return host.Cluster(values.processes, values.process, values.processes if local else 1)
+
+
+def help_text() -> str:
+    """Flags, jobs, methods, configs with their presets, examples."""
+    from ssl_jax import config as configs
+    from ssl_jax.methods import METHODS
+
+    lines = [FLAGS, "", "jobs:"]
+    lines += [f"  {name:<11}{text}" for name, text in JOBS.items()]
+    lines += ["", "methods:", "  " + " ".join(sorted(METHODS)), "", "configs:"]
+    for file in sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py")):
+        module = configs.load_module(f"configs/{file.name}")
+        title = (module.__doc__ or "").strip().splitlines()[0]
+        presets = ", ".join(getattr(module, "PRESETS", {})) or "–"
+        lines.append(f"  configs/{file.name:<16}{title}")
+        if presets != "–":
+            lines.append(f"  {'':<24}presets: {presets}")
+    return "\n".join([*lines, "", EXAMPLES])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

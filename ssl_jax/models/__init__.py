@@ -1,0 +1,67 @@
+"""Encoders by name.
+
+Every encoder is a `flax.linen.Module` with
+
+- `__call__(x float [b, h, w, C], train=False, keys=None) -> float32 [b, d]`,
+- the property `features`, d,
+- the field `axis`: `net.clone(axis=ctx.axis)` for statistics over all devices.
+
+Variables are {'params': …} and, with BatchNorm, {'batch_stats': …}.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ssl_jax.errors import UserError, near_misses
+from ssl_jax.models.resnet import ResNet
+from ssl_jax.models.vit import ViT
+
+MODELS = {
+    "resnet": ResNet,
+    "resnet18": functools.partial(ResNet, blocks=(2, 2, 2, 2)),
+    "resnet34": functools.partial(ResNet, blocks=(3, 4, 6, 3)),
+    "resnet50": functools.partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True),
+    "vit": ViT,
+    "vit_tiny": functools.partial(ViT, width=192, depth=12, heads=3),
+    "vit_small": functools.partial(ViT, width=384, depth=12, heads=6),
+    "vit_base": functools.partial(ViT, width=768, depth=12, heads=12),
+    "vit_large": functools.partial(ViT, width=1024, depth=24, heads=16),
+}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def make(config: Mapping[str, Any]) -> nn.Module:
+    """The encoder that a configuration describes.
+
+    Args:
+      config: dict or ConfigDict: 'name', a key of MODELS; 'dtype', 'float32' (default) or
+        'bfloat16': the type of the computation; and any field of the module, see `ResNet` and
+        `ViT`. A field given here wins over the one that the name implies.
+
+    Returns:
+      an unbound module, axis None.
+
+    Raises:
+      UserError: no or an unknown name, field or dtype.
+    """
+    fields = {key: config[key] for key in config}
+    name = fields.pop("name", None)
+    if name not in MODELS:
+        raise UserError(f"model.name: unknown {name!r}.{near_misses(name, MODELS)}")
+    constructor = MODELS[name]
+    module = getattr(constructor, "func", constructor)
+    known = {f.name for f in dataclasses.fields(module)} - {"parent", "name", "axis"}
+    for key, value in fields.items():
+        if key not in known:
+            raise UserError(f"model.{key}: {name} has no such field.{near_misses(key, known)}")
+        if isinstance(value, list):
+            fields[key] = tuple(value)
+    dtype = fields.get("dtype", "float32")
+    if dtype not in DTYPES:
+        raise UserError(f"model.dtype: unknown {dtype!r}.{near_misses(dtype, DTYPES)}")
+    return constructor(**{**fields, "dtype": DTYPES[dtype]})

@@ -1,0 +1,129 @@
+"""Batch normalisation: over the global batch, or over groups of a fixed number of rows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ssl_jax import parallel
+
+
+class BatchNorm(nn.Module):
+    """y = (x − mean) / √(var + epsilon) · scale + bias, per channel (Ioffe & Szegedy 2015).
+
+    Two fields answer two questions. `axis`: is there a device axis, and what is its name? `group`:
+    whose rows share their statistics?
+
+    - group None: the whole batch over all devices (SyncBN). With axis None the local rows are the
+      whole batch (a single device, or the global view of jit).
+    - group g: each run of g consecutive rows on its own, whatever the device count ("local" BN of
+      MoCo v1/v2, with g the rows of one GPU of the original). No collective in the forward pass.
+
+    Running statistics follow running ← momentum·running + (1 − momentum)·batch. With groups,
+    `batch` is the mean of the groups' statistics; it is averaged over `axis` in every case, so
+    that the state leaves equal on every device.
+
+    Statistics are float32 whatever `dtype` is, and biased (÷ n) for normalising. They come from one
+    pass: mean and mean square of x − r, with r the running mean (a constant to the gradient), then
+    mean = r + m and var = q − m². Without the shift q − m² cancels where |mean| ≫ std; with it the
+    error is that of the drift of the mean over the last steps. r is the same on every device, so m
+    and q are averaged by a single collective. (At the first step r = 0: the plain one-pass form.)
+
+    Variables: params `scale`, `bias` [C]; batch_stats `mean`, `var` [C]; all float32. Names and
+    meaning as `flax.linen.BatchNorm`.
+
+    Attributes:
+      axis: name of the device axis, or None.
+      group: rows that share statistics, or None for all. Must divide the local batch.
+      momentum: weight of the old running value (PyTorch's 0.1 is 0.9 here).
+      epsilon: added to the variance.
+      use_scale: learn `scale`.
+      use_bias: learn `bias`.
+      scale_init: initial scale; zeros for the last norm of a residual branch.
+      unbiased: the running variance is n/(n−1) times the batch's, as PyTorch; False: as it is, as
+        TensorFlow and Haiku (SimCLR, BYOL).
+      dtype: of the result.
+    """
+
+    axis: str | None = None
+    group: int | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    use_scale: bool = True
+    use_bias: bool = True
+    scale_init: Callable[..., jax.Array] = nn.initializers.ones
+    unbiased: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Normalises by the batch (train) or by the running statistics.
+
+        Args:
+          x: [b, …, C].
+          train: also updates `batch_stats`, which must then be mutable.
+
+        Returns:
+          [b, …, C] of `dtype`.
+
+        Raises:
+          ValueError: `group` does not divide b.
+        """
+        channels = x.shape[-1]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        scale = bias = None
+        if self.use_scale:
+            scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+
+        shape = x.shape
+        x = x.astype(jnp.float32)
+        if not train:
+            mean, var = running_mean.value, running_var.value
+        else:
+            # Creating the variables needs no other device and leaves the statistics untouched.
+            axis = None if self.is_initializing() else self.axis
+            reduced = tuple(range(x.ndim - 1))
+            if self.group is not None:
+                if shape[0] % self.group:
+                    raise ValueError(
+                        f"BatchNorm: {shape[0]} local rows are not whole groups of {self.group}"
+                    )
+                # [b, …, C] -> [b/g, g, …, C]
+                x = x.reshape(shape[0] // self.group, self.group, *shape[1:])
+                reduced = tuple(range(1, x.ndim - 1))
+            count = x.size // channels // (1 if self.group is None else x.shape[0])
+            shift = lax.stop_gradient(running_mean.value)
+            centred = x - shift
+            m = jnp.mean(centred, reduced, keepdims=True)
+            q = jnp.mean(jnp.square(centred), reduced, keepdims=True)
+            if self.group is None:
+                m, q = parallel.pmean((m, q), axis)
+                count *= parallel.size(axis)
+            mean, var = shift + m, jnp.maximum(q - jnp.square(m), 0.0)
+
+            if not self.is_initializing():
+                correction = count / max(count - 1, 1) if self.unbiased else 1.0
+                batch = (
+                    jnp.mean(mean.reshape(-1, channels), 0),  # [groups, C] -> [C]
+                    jnp.mean(var.reshape(-1, channels), 0) * correction,
+                )
+                if self.group is not None:
+                    batch = parallel.pmean(batch, axis)
+                for running, new in zip((running_mean, running_var), batch, strict=True):
+                    running.value = self.momentum * running.value + (
+                        1 - self.momentum
+                    ) * lax.stop_gradient(new)
+
+        factor = lax.rsqrt(var + self.epsilon)
+        if scale is not None:
+            factor = factor * scale
+        y = (x - mean) * factor
+        if bias is not None:
+            y = y + bias
+        return y.reshape(shape).astype(self.dtype)

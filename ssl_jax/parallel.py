@@ -1,0 +1,174 @@
+"""Devices: the mesh, the three ways to map one step over it, and the few collectives.
+
+The only room that knows about devices. A step is written once, for the rows of one device, with
+the name of the device axis, or None. `compile_step` maps it. Every collective here is the identity
+when the axis is None: the single device and the global view of `jit` need none.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXIS = "batch"
+MODES = ("shard_map", "pmap", "jit")
+
+
+def pmean(x: Any, axis: str | None) -> Any:
+    """Mean of a pytree over the devices; `x` itself when axis is None."""
+    return x if axis is None else lax.pmean(x, axis)
+
+
+def gather(x: Any, axis: str | None) -> Any:
+    """Rows of all devices in device order: each leaf [b, …] -> [B, …].
+
+    Differentiable: the transpose of a tiled all_gather is a psum_scatter, so the gradient of a
+    global loss flows back to the rows of every device.
+    """
+    if axis is None:
+        return x
+    return jax.tree.map(lambda leaf: lax.all_gather(leaf, axis, tiled=True), x)
+
+
+def rank(axis: str | None) -> jax.Array | int:
+    """Index of this device along the axis, int32 []; 0 when axis is None."""
+    return 0 if axis is None else lax.axis_index(axis)
+
+
+def size(axis: str | None) -> int:
+    """Number of devices along the axis; 1 when axis is None."""
+    return 1 if axis is None else lax.axis_size(axis)
+
+
+def example_keys(key: jax.Array, b: int, axis: str | None) -> jax.Array:
+    """One random key per example: fold_in(key, global row).
+
+    The global row, not the device, names the noise: any device count draws the same.
+
+    Args:
+      key: typed key [].
+      b: rows on this device.
+      axis: device axis or None.
+
+    Returns:
+      typed keys [b].
+    """
+    rows = rank(axis) * b + jnp.arange(b)
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
+
+
+def mesh(devices=None) -> Mesh:
+    """All devices on one axis, ordered by process, so that process p holds rows p·B/P … of a batch.
+
+    (`Mesh`, not `jax.make_mesh`: the latter's Explicit axes do not go through vmap.)
+    """
+    devices = jax.devices() if devices is None else devices
+    ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
+    return Mesh(np.array(ordered), (AXIS,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of everything that every device holds whole: state, metrics."""
+    return NamedSharding(mesh, P())
+
+
+def compile_step(
+    step: Callable[..., tuple[Any, Any]], mesh: Mesh, mode: str = "shard_map"
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """Maps `step(state, batch, axis)` over the devices and compiles it; the state is donated.
+
+    Args:
+      step: written for one device. `state` is whole on every device and must leave equal on every
+        device; batch leaves are [k, b, …]: k micro-batches of b local rows; axis is AXIS or None.
+      mesh: from `mesh()`.
+      mode: 'shard_map' or 'pmap' (axis = AXIS), or 'jit' (one global view, axis = None).
+
+    Returns:
+      f(state, batch) -> (state, metrics), the batch as `put_batch` lays it.
+    """
+    if mode == "shard_map":
+        return jax.jit(
+            jax.shard_map(
+                functools.partial(step, axis=AXIS),
+                mesh=mesh,
+                in_specs=(P(), P(None, AXIS)),
+                out_specs=(P(), P()),
+                check_vma=False,
+            ),
+            donate_argnums=0,
+        )
+    if mode == "pmap":
+        return jax.pmap(
+            functools.partial(step, axis=AXIS),
+            axis_name=AXIS,
+            in_axes=(None, 0),
+            out_axes=(None, None),
+            donate_argnums=0,
+            devices=list(mesh.devices) if jax.process_count() == 1 else None,
+        )
+    if mode == "jit":
+        whole, rows = replicated(mesh), NamedSharding(mesh, P(None, AXIS))
+        return jax.jit(
+            functools.partial(step, axis=None),
+            in_shardings=(whole, rows),
+            out_shardings=(whole, whole),
+            donate_argnums=0,
+        )
+    raise ValueError(f"mode is {mode!r}; known: {', '.join(MODES)}")
+
+
+def put_batch(batch: Any, mesh: Mesh, mode: str = "shard_map") -> Any:
+    """Lays the rows of this process on its devices.
+
+    Args:
+      batch: host pytree, leaves [k, B/P, …]: k micro-batches, the rows of this process of each.
+      mesh: from `mesh()`.
+      mode: as for `compile_step`.
+
+    Returns:
+      device arrays: [k, B, …] split over AXIS, or [D, k, B/D, …] for pmap.
+    """
+    if mode == "pmap":
+        here = mesh.local_mesh.devices.size
+
+        def split(x):  # [k, B/P, …] -> [devices here, k, rows of a device, …]
+            return np.moveaxis(x.reshape(x.shape[0], here, -1, *x.shape[2:]), 1, 0)
+
+        sharding = NamedSharding(mesh, P(AXIS))
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, split(x)), batch
+        )
+    sharding = NamedSharding(mesh, P(None, AXIS))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def compile_rows(f: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
+    """Compiles `f(whole, rows) -> rows`, where every row is computed on its own.
+
+    Args:
+      f: (whole pytree, leaves [b, …]) -> leaves [b, …].
+      mesh: from `mesh()`.
+
+    Returns:
+      g(whole, host rows [B/P of this process, …]) -> leaves [B, …], gathered, so that every
+      process can read them. B must be a multiple of the devices.
+    """
+
+    def gathered(whole, rows):
+        return gather(f(whole, rows), AXIS)
+
+    mapped = jax.jit(
+        jax.shard_map(
+            gathered, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(), check_vma=False
+        )
+    )
+    put = functools.partial(
+        jax.make_array_from_process_local_data, NamedSharding(mesh, P(AXIS))
+    )
+    return lambda whole, rows: mapped(whole, jax.tree.map(put, rows))

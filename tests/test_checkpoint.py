@@ -1,0 +1,108 @@
+"""Checkpoints: the whole state back to the last bit, the encoder alone, and clear refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax import checkpoint, parallel
+from ssl_jax.errors import UserError
+from ssl_jax.train.state import TrainState
+
+
+def create(width=4, name="w", step=7):
+    number = jnp.zeros((), jnp.int32)
+    weight = jax.random.normal(jax.random.key(1), (width, 3))
+    return TrainState(
+        step=number + step,
+        params={"encoder": {name: weight}, "projector": [jnp.ones(3)]},
+        opt_state=((), {"momentum": weight * 2}),
+        state={"batch_stats": {"encoder": {"mean": jnp.arange(3.0)}}, "queue": (weight.T,)},
+        key=jax.random.key(3),
+        skipped=number,
+        streak=number,
+    )
+
+
+def whole():
+    return parallel.replicated(parallel.mesh())
+
+
+def like(**arguments):
+    shapes = jax.eval_shape(lambda: create(**arguments))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole()), shapes
+    )
+
+
+def encoder(state):
+    return {
+        "params": state.params["encoder"],
+        "batch_stats": state.state["batch_stats"]["encoder"],
+    }
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    state = jax.jit(create, out_shardings=whole())()
+    with checkpoint.open_manager(folder, 2) as manager:
+        checkpoint.save(manager, state, 0.5)
+    return folder, state
+
+
+def test_the_whole_state_comes_back_on_every_device(saved):
+    folder, state = saved
+    with checkpoint.open_manager(folder, 2) as manager:
+        assert manager.latest_step() == 7
+        back = checkpoint.restore(manager, 7, like())
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+    assert checkpoint.fingerprint(back) == checkpoint.fingerprint(state)
+    assert back.params["encoder"]["w"].sharding == whole()
+
+
+def test_the_encoder_alone_comes_back_whatever_the_optimizer(saved):
+    folder, state = saved
+    other = like()._replace(opt_state=())  # probing knows nothing of the optimizer
+    with checkpoint.open_manager(folder, 1, read_only=True) as manager:
+        variables = checkpoint.restore_part(manager, 7, other, encoder)
+    assert set(variables) == {"params", "batch_stats"}
+    np.testing.assert_array_equal(variables["params"]["w"], state.params["encoder"]["w"])
+    np.testing.assert_array_equal(variables["batch_stats"]["mean"], jnp.arange(3.0))
+
+
+def test_another_model_is_refused_in_one_line(saved):
+    folder, _ = saved
+    with checkpoint.open_manager(folder, 1, read_only=True) as manager:
+        with pytest.raises(UserError, match=r"params/encoder/w is \(4, 3\), the config's \(5, 3\)"):
+            checkpoint.restore_part(manager, 7, like(width=5), encoder)
+        with pytest.raises(UserError, match="it has no params/encoder/v"):
+            checkpoint.restore_part(manager, 7, like(name="v"), encoder)
+        for wrong in (like(width=5), like(name="v")):
+            with pytest.raises(UserError, match="does not hold this model's state") as error:
+                checkpoint.restore(manager, 7, wrong)
+            assert "\n" not in str(error.value)
+
+
+def test_the_newest_two_and_the_best_stay(tmp_path):
+    accuracies = {1: 0.2, 2: 0.9, 3: 0.3, 4: None, 5: 0.4}
+    with checkpoint.open_manager(tmp_path, 2) as manager:
+        for step, accuracy in accuracies.items():
+            checkpoint.save(manager, create(step=step), accuracy)
+        manager.wait_until_finished()
+        assert sorted(manager.all_steps()) == [2, 4, 5]
+        checkpoint.save(manager, create(step=5), 0.4)  # saved already: nothing happens
+
+
+def test_a_fingerprint_is_of_names_dtypes_shapes_and_bytes():
+    state = create()
+    mark = checkpoint.fingerprint(state)
+    assert mark == checkpoint.fingerprint(jax.jit(create)()) and len(mark) == 64
+    others = [
+        create(name="v"),
+        create(step=8),
+        state._replace(key=jax.random.key(4)),
+        state._replace(opt_state=((), {"momentum": state.opt_state[1]["momentum"].T})),
+        state._replace(skipped=state.skipped.astype(jnp.uint32)),
+    ]
+    assert len({mark, *map(checkpoint.fingerprint, others)}) == 6

@@ -1,0 +1,25 @@
+"""CPU devices: one a core, as far as the batch divides into whole blocks."""
+
+import os
+
+import pytest
+
+from ssl_jax import host
+
+
+@pytest.mark.parametrize(
+    ("cores", "rows", "block", "cluster", "devices"),
+    [
+        (2, 256, 1, (1, 0, 1), 2),
+        (2, 255, 1, (1, 0, 1), 1),  # 255 does not split in two
+        (6, 256, 1, (1, 0, 1), 4),  # neither in six nor in five
+        (64, 256, 1, (1, 0, 1), 8),  # never more than eight
+        (8, 256, 64, (1, 0, 1), 4),  # four whole blocks of 64 rows
+        (8, 256, 1, (2, 1, 2), 4),  # two processes share the cores
+        (8, 12, 1, (2, 0, 1), 6),  # each on its own host: 12 rows on 2 × 6 devices
+        (8, 100, 64, (1, 0, 1), 1),
+    ],
+)
+def test_the_largest_number_that_divides(monkeypatch, cores, rows, block, cluster, devices):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert host.cpu_devices(rows, block, host.Cluster(*cluster)) == devices
