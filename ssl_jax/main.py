@@ -85,7 +85,7 @@ def parse(argv: list[str], flags, configs):
     config, name = configs.load(argument)
     config.lock()
     values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_string("coordinator", None, "", flag_values=values)
     flags.DEFINE_integer("processes", None, "", flag_values=values)
@@ -116,7 +116,7 @@ def take_config(argv: list[str]) -> tuple[str, list[str]]:
     for word in words:
         if word in ("--config", "-config"):
             value = next(words, None)
-            if value is None:
+            if value is None or value.startswith("-"):
                 raise UserError("--config needs a file: --config configs/quickstart.py")
             found.append(value)
         elif word.startswith(("--config=", "-config=")):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.augment import blur, color, geometry
-from ssl_jax.augment.policies import Policy
+from ssl_jax.augment.policies import Policy, blur_radius
 
 # Columns of the noise [b, 56] of a view. Fixed places: a policy that leaves an operation out draws
 # the same crop, flip, … from the same key as the one that has it.
@@ -61,9 +61,10 @@ def apply(policy: Policy, keys: jax.Array, images: jax.Array) -> jax.Array:
         x = color.jitter(x, factors, u[:, _ORDER], policy.semantics)
     if policy.gray and not policy.gray_first:
         x = color.grayscale(x, to_gray)
-    if policy.blur and policy.blur_radius:
+    radius = blur_radius(policy)
+    if policy.blur and radius:
         sigma = _between(*policy.sigma, u[:, _SIGMA])
-        weights = blur.taps(sigma, policy.blur_radius, u[:, _BLUR] < policy.blur)
+        weights = blur.taps(sigma, radius, u[:, _BLUR] < policy.blur)
         x = blur.gaussian_blur(x, weights, policy.blur_padding)
     if policy.solarize:
         x = color.solarize(x, u[:, _SOLARIZE] < policy.solarize, policy.threshold)

@@ -51,8 +51,8 @@ class Policy(NamedTuple):
       semantics: of the four: 'torchvision', 'tf' or 'byol' (color.py).
       gray: probability of grayscale; gray_first: before the jitter instead of after it.
       blur: probability of a Gaussian blur; sigma: (low, high) of its uniform sigma, pixels.
-      blur_radius: taps on each side; None: size // 20, which is Google's and DeepMind's rule
-        "kernel = size / 10" (1 tap at 32 pixels, none below 20).
+      blur_radius: taps on each side; -1: size // 20, which is Google's and DeepMind's rule
+        "kernel = size / 10" (1 tap at 32 pixels; none below 20, so no blur).
       blur_padding: 'zero', 'reflect' or 'edge' (blur.py).
       solarize: probability of inverting the values from `threshold` on.
       mean, std: the view is (x − mean) / std, x in [0, 1], per channel. Images of one channel
@@ -77,7 +77,7 @@ class Policy(NamedTuple):
     gray_first: bool = False
     blur: float = 0.0
     sigma: tuple[float, float] = (0.1, 2.0)
-    blur_radius: int | None = None
+    blur_radius: int = -1
     blur_padding: str = "edge"
     solarize: float = 0.0
     threshold: float = 0.5
@@ -90,8 +90,9 @@ def make(name: str, size: int, **overrides: Any) -> Policy:
 
     Args:
       name: see the list on top of this module.
-      size: side of the view, pixels. A policy belongs to its size: make a new one for another.
+      size: side of the view, pixels.
       **overrides: fields of `Policy` that replace the official numbers (lists are made tuples).
+        `make("none", **d)` checks a policy that was written out as a dictionary.
 
     Raises:
       UserError: unknown name or field, or a value out of range.
@@ -107,10 +108,13 @@ def make(name: str, size: int, **overrides: Any) -> Policy:
     values = {**POLICIES[name], **overrides}
     values = {k: _plain(v) for k, v in values.items()}
     policy = Policy(size=size, **values)
-    if policy.blur_radius is None and _is_number(size):
-        policy = policy._replace(blur_radius=int(size) // 20)
     _check(name, policy)
     return policy
+
+
+def blur_radius(policy: Policy) -> int:
+    """Taps on each side of the blur kernel: int((size / 10) / 2) where the policy says -1."""
+    return policy.size // 20 if policy.blur_radius == -1 else policy.blur_radius
 
 
 _NORMAL = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -120,7 +124,7 @@ _CROP_FLIP = {"area": (0.08, 1.0), "flip": 0.5}
 # filters; we take the Gaussian itself, cut at 4 sigma.
 _PILLOW_BLUR = {"sigma": (0.1, 2.0), "blur_radius": 8, "blur_padding": "edge"}
 # gaussian_blur of Google and DeepMind: kernel ~ size / 10, dark borders (see PADDINGS in blur.py).
-_TF_BLUR = {"sigma": (0.1, 2.0), "blur_radius": None, "blur_padding": "zero"}
+_TF_BLUR = {"sigma": (0.1, 2.0), "blur_radius": -1, "blur_padding": "zero"}
 
 
 def _jitter(probability: float, brightness: float, contrast: float, saturation: float, hue: float):
@@ -290,8 +294,8 @@ def _check(name: str, p: Policy) -> None:
     need(_is_number(p.hue) and 0 <= p.hue <= 0.5, "hue", "in [0, 0.5] (turns)")
     need(_is_number(p.threshold), "threshold", "a number")
     radius = p.blur_radius
-    ok = isinstance(radius, int) and radius >= 0 and (p.blur == 0 or radius < p.size)
-    need(ok, "blur_radius", f"a whole number from 0 to size - 1 = {p.size - 1}")
+    ok = isinstance(radius, int) and radius >= -1 and (p.blur == 0 or radius < p.size)
+    need(ok, "blur_radius", f"-1 (size // 20) or a whole number from 0 to size - 1 = {p.size - 1}")
     for field, known in (
         ("box", tuple(geometry.BOXES)),
         ("interpolation", ("bilinear", "bicubic")),

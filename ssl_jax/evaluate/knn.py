@@ -96,36 +96,24 @@ def classify_euclidean(
     return np.round(np.exp(log_votes(one_each, labels, classes)))
 
 
-def accuracy(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    classes: int,
-    k: int = 20,
-    temperature: float = 0.1,
-    query_block: int = 1024,
-    bank_block: int = 4096,
-) -> dict[str, float]:
-    """Accuracy of `classify` on labelled test rows.
+def accuracy(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Accuracy of the scores of `classify` or `classify_euclidean`.
 
     Args:
-      test_labels: int [m]; rows with label -1 are not counted.
-      others: as for `classify`.
+      scores: float [m, classes].
+      labels: int [m]; rows with label -1 are not counted.
 
     Returns:
-      {'top1', 'top5'}: fractions in [0, 1] (DINO's code prints percent). As there, 'top5' takes
-      min(5, k) guesses, and guesses beyond the classes that got votes go to the lowest indices.
+      {'top1', 'top5'}: fractions in [0, 1] (DINO's code prints percent). As there, guesses beyond
+      the classes that got votes go to the lowest indices; unlike there, 'top5' has five guesses
+      even where k < 5.
 
     Raises:
-      UserError: as `classify`, or no labelled test row.
+      UserError: no row has a label, or a label is outside the classes.
     """
-    scores = classify(
-        train, train_labels, test, classes, k, temperature, query_block, bank_block
-    )
     return {
-        "top1": accuracy_lib.top(scores, test_labels, 1),
-        "top5": accuracy_lib.top(scores, test_labels, min(5, k)),
+        "top1": accuracy_lib.top(scores, labels, 1),
+        "top5": accuracy_lib.top(scores, labels, 5),
     }
 
 

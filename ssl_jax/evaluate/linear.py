@@ -107,7 +107,7 @@ def probe(
             if tried:  # warm start from the solution of the nearest C so far
                 near = min(tried, key=lambda other: abs(np.log(other / c)))
                 params = tried[near][2]
-            params = fit(x, y, inner, c, params, tolerance=1e-4).params
+            params = fit(x, y, inner, c, params, tolerance=1e-3).params
             top1, cross_entropy = _score(params, x, y, held)
             tried[c] = (top1, cross_entropy, params)
         best = max(tried, key=lambda c: (tried[c][0], -tried[c][1]))
@@ -174,8 +174,8 @@ def fit(
     Args:
       x, y, weights, c: as for `objective`. Traced: one compilation serves every c and hold-out.
       start: where to begin; a neighbouring solution saves most iterations.
-      tolerance: relative excess over the optimum that is good enough. At a small C the weight moves the
-        objective little and predictions much, so probing wants far less than 1e-4.
+      tolerance: relative excess over the optimum that is good enough. At a small C the weight
+        moves the objective little and predictions much, so a last fit wants far less than 1e-4.
       max_steps: L-BFGS iterations at most.
 
     Returns:
@@ -276,7 +276,7 @@ def _score(params, x, y, held):
 
 def _check(train, train_labels, test, classes):
     if np.ndim(train) != 2 or np.ndim(test) != 2 or train.shape[1] != test.shape[1]:
-        raise ValueError(f"linear: train {np.shape(train)} and test {np.shape(test)} must be [·, d]")
+        raise ValueError(f"linear: train {np.shape(train)}, test {np.shape(test)}: must be [·, d]")
     if len(train) != len(train_labels):
         raise ValueError(f"linear: {len(train)} train rows but {len(train_labels)} labels")
     labels = np.asarray(train_labels)

@@ -7,6 +7,7 @@ import numpy as np
 from ssl_jax.data.protocol import Source
 from ssl_jax.evaluate import collapse, encoder, knn, linear
 
+MONITORS = ("feature_std", "feature_std_ratio", "effective_rank")  # numbers of `collapse.measure`
 PIXEL_SIDE = 32  # pixels are a baseline at this size at most: a classifier on more is slow
 
 
@@ -22,13 +23,15 @@ class Judged(NamedTuple):
 
     Attributes:
       features: float32 [n, d] of the rows that probes learn from.
-      labels: int32 [n], -1 for none.
+      shown, shown_labels: float32 [m, d] and int32 [m] (-1: none) of the rows that probes are
+        judged on, or those they learn from; for pictures.
       knn_top1, linear_top1, linear_top5: in [0, 1]; None without labels.
       collapse: `collapse.measure` of `features`.
     """
 
     features: np.ndarray
-    labels: np.ndarray
+    shown: np.ndarray
+    shown_labels: np.ndarray
     knn_top1: float | None
     linear_top1: float | None
     linear_top5: float | None
@@ -80,11 +83,13 @@ def judge(
     features, labels = bank
     measured = {k: np.asarray(v) for k, v in collapse.measure(features).items()}
     if query is None:
-        return Judged(features, labels, None, None, None, measured)
+        return Judged(features, features, labels, None, None, None, measured)
     test, test_labels = query
-    near = knn.accuracy(knn.classify(features, labels, test, classes), test_labels)
+    near = knn.accuracy(features, labels, test, test_labels, classes)
     line = linear.probe(features, labels, test, test_labels, classes)
-    return Judged(features, labels, near["top1"], line["top1"], line["top5"], measured)
+    return Judged(
+        features, test, test_labels, near["top1"], line["top1"], line["top5"], measured
+    )
 
 
 def pixels(part: Part, batch: int = 1_000) -> tuple[np.ndarray, np.ndarray]:

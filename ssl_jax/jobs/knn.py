@@ -17,12 +17,17 @@ def run(config: ConfigDict, cluster: host.Cluster) -> int:
       exit code 0.
 
     Raises:
-      UserError: see `probing.prepare` and `knn.classify`.
+      UserError: see `probing.prepare` and `knn.accuracy`.
     """
     p = probing.prepare(config, cluster)
-    scores = knn.classify(
-        p.train, p.train_labels, p.test, p.classes, k=config.k, temperature=config.temperature
+    found = knn.accuracy(
+        p.train,
+        p.train_labels,
+        p.test,
+        p.test_labels,
+        p.classes,
+        k=config.k,
+        temperature=config.temperature,
     )
-    found = knn.accuracy(scores, p.test_labels)
     probing.conclude(p, config, {"knn_top1": found["top1"], "knn_top5": found["top5"]})
     return 0

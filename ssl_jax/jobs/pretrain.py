@@ -16,6 +16,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.evaluate import collapse, encoder, knn, representation
 from ssl_jax.experiment import Experiment, assemble, begin, introduce
 from ssl_jax.report import console, logs
+from ssl_jax.report import run as report
 from ssl_jax.train import loop
 from ssl_jax.train.state import TrainState
 
@@ -49,7 +50,7 @@ def run(config: ConfigDict, cluster: host.Cluster) -> int:
             )
         result = workdir.read_result(folder)
         if result is not None:
-            print(f"{folder} is finished. Its result:\n\n{console.result_text(result, folder)}")
+            print(f"{folder} is finished. Its result:\n\n{report.text(result, folder)}")
             return 0
 
     experiment = assemble(config, cluster, saved)
@@ -65,10 +66,14 @@ def run(config: ConfigDict, cluster: host.Cluster) -> int:
     if done < experiment.run.total_steps:
         print(f"stopped and saved at step {done}; the same command continues")
         return EXIT_STOPPED
-    result = conclude(experiment, state, folder, began)
+    judged = judge(experiment, state)
     if leader:
+        if config.report:
+            report.draw(experiment, judged, folder)
+        seconds = time.time() - began
+        result = report.result(experiment, state, judged, folder, seconds, start)
         workdir.write_json(folder / "result.json", result)
-        print(f"\n{console.result_text(result, folder)}")
+        print(f"\n{report.text(result, folder)}")
     return 0
 
 
@@ -95,8 +100,14 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
     with contextlib.ExitStack() as stack:
         stack.enter_context(batches)
         stop = stack.enter_context(stop_requested())
-        writer = stack.enter_context(logs.Writer(folder, start)) if leader else None
-        progress = stack.enter_context(console.Progress(total, start)) if leader else None
+        if leader:
+            metrics_file = stack.enter_context(logs.Metrics(folder / "metrics.jsonl", start + 1))
+            events = stack.enter_context(logs.Events(folder, start + 1))
+            progress = stack.enter_context(console.Progress(total, c.batch, start))
+
+        def write(done, values):
+            metrics_file.write(done, values)
+            events.write(done, values)
 
         def log(done, metrics):
             if metrics["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
@@ -107,15 +118,16 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
                 )
             if leader:
                 epoch = {"epoch": done / e.run.steps_per_epoch}
-                writer.write(done, {**epoch, **metrics, "data_wait_seconds": batches.waited})
+                write(done, {**epoch, **metrics, "data_wait_seconds": batches.waited})
                 progress.update(done, {**metrics, **newest})
 
         def monitor(now):
+            newest.clear()
             newest.update(look(e, now))
             if leader:
-                writer.write(int(now.step), newest)
+                write(int(now.step), newest)
                 if "alarm" in newest:
-                    progress.say(newest["alarm"])
+                    progress.note(f"ALARM at step {int(now.step):,}: {newest['alarm']}")
 
         def device_batches():
             for batch in batches:
@@ -155,30 +167,36 @@ def look(e: Experiment, state: TrainState) -> dict[str, Any]:
     size = e.config.evaluate.batch
     features, labels = encoder.extract(e.encode, variables, *bank, size, e.cluster)
     found = collapse.measure(features)
-    seen = {k: float(found[k]) for k in ("feature_std", "feature_std_ratio", "effective_rank")}
+    seen = {k: float(found[k]) for k in representation.MONITORS}
     alarm = collapse.alarm(seen["feature_std_ratio"], seen["effective_rank"], features.shape[1])
     if alarm:
         seen["alarm"] = alarm
     if query is not None:
         test, test_labels = encoder.extract(e.encode, variables, *query, size, e.cluster)
-        scores = knn.classify(features, labels, test, e.train.classes)
-        seen["knn_top1"] = knn.accuracy(scores, test_labels)["top1"]
+        found = knn.accuracy(features, labels, test, test_labels, e.train.classes)
+        seen["knn_top1"] = found["top1"]
     return seen
 
 
-def conclude(e: Experiment, state: TrainState, folder: pathlib.Path, began: float):
-    """Evaluates pixels, untrained and learned features, draws the report.
-
-    Returns:
-      result.json's content.
-    """
-    from ssl_jax.report import report
-
+def judge(e: Experiment, state: TrainState) -> dict[str, representation.Judged]:
+    """Pixels, the untrained encoder and the learned one, by the same probes on the same images."""
+    c = e.config.evaluate
+    parts = representation.split(e.train, e.test, c.train_examples, c.test_examples)
     fresh = e.create(jax.random.key(e.config.seed))
-    untrained = e.method.encoder(fresh.params, fresh.state)
-    learned = e.method.encoder(state.params, state.state)
-    found = representation.compare(e, {"untrained": untrained, "learned": learned})
-    return report.conclude(e, state, found, folder, began)
+    encoders = {
+        "untrained": e.method.encoder(fresh.params, fresh.state),
+        "learned": e.method.encoder(state.params, state.state),
+    }
+    classes = e.train.classes
+    seen = [representation.pixels(part) if part else None for part in parts]
+    judged = {"pixels": representation.judge(*seen, classes)}
+    for name, variables in encoders.items():
+        seen = [
+            encoder.extract(e.encode, variables, *part, c.batch, e.cluster) if part else None
+            for part in parts
+        ]
+        judged[name] = representation.judge(*seen, classes)
+    return judged
 
 
 @contextlib.contextmanager

@@ -29,16 +29,20 @@ def make(config: ConfigDict, run: Run) -> Method:
     """
     encoder = models.make(config.model)
     projector = heads.MLP(**config.method.projector, dtype=encoder.dtype)
-    policy = augment.Policy(**config.views.both)
+    policy = augment.make("none", **config.views.both)
     temperature, scale, chunk = (config.method[k] for k in ("temperature", "loss_scale", "chunk"))
     chunk = chunk or None
 
     def views(key, batch, ctx):
         image = batch["image"]
-        keys = parallel.example_keys(key, len(image), ctx.axis)
-        draw = [jax.vmap(jax.random.fold_in, (0, None))(keys, v) for v in (0, 1)]
-        # Side by side, [b, 2, h, w, C]: a row stays on its device when the views are joined.
-        return jnp.stack([augment.apply(policy, k, image) for k in draw], axis=1)
+        b = len(image)
+        keys = parallel.example_keys(key, b, ctx.axis)
+        keys = jax.vmap(lambda k: jax.random.split(k, 2))(keys)  # [b, 2]
+        # Both views of an image stand side by side: a row stays on its device when they are
+        # joined, also where `jit` splits the global batch.
+        twice = jnp.repeat(image, 2, axis=0)  # [2b, H, W, C]
+        drawn = augment.apply(policy, keys.reshape(-1), twice)
+        return drawn.reshape(b, 2, *drawn.shape[1:])
 
     def init(key, views):
         x = views[:, 0]

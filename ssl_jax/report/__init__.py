@@ -1,0 +1,1 @@
+"""Telling people what happened: the console, metrics.jsonl and TensorBoard, pictures."""

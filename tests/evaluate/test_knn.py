@@ -48,17 +48,22 @@ def test_golden(golden, k, temperature):
     scores = knn.classify(train, labels, test, 10, k, temperature)
     np.testing.assert_allclose(np.exp(scores), golden[f"scores_{name}"], rtol=1e-4)
     np.testing.assert_array_equal(scores.argmax(1), golden[f"pred_{name}"])
-    reached = knn.accuracy(train, labels, test, truth, 10, k, temperature)
+    reached = knn.accuracy(scores, truth)
     np.testing.assert_allclose(100 * reached["top1"], golden[f"top1_{name}"], atol=1e-4)
     np.testing.assert_allclose(100 * reached["top5"], golden[f"top5_{name}"], atol=1e-4)
 
 
-@pytest.mark.parametrize("k, key", [(20, "kNN"), (1, "NN1")])
-def test_golden_of_instance_discrimination(golden, k, key):
-    reached = knn.accuracy(
-        golden["train"], golden["train_labels"], golden["test"], golden["test_labels"], 10, k, 0.07
-    )
-    name = "instdisc_top1_fraction_k20" if key == "kNN" else "instdisc_NN1_top1_fraction"
+@pytest.mark.parametrize(
+    "k, name",
+    [
+        (20, "instdisc_top1_fraction_k20"),
+        (200, "instdisc_top1_fraction_k200"),
+        (1, "instdisc_NN1_top1_fraction"),
+    ],
+)
+def test_golden_of_instance_discrimination(golden, k, name):
+    scores = knn.classify(golden["train"], golden["train_labels"], golden["test"], 10, k, 0.07)
+    reached = knn.accuracy(scores, golden["test_labels"])
     np.testing.assert_allclose(reached["top1"], golden[name], atol=1e-6)
 
 

@@ -138,7 +138,8 @@ def test_grid_grows_while_the_best_is_at_its_edge(grid, grown):
     curve = linear.probe(x, y, x, y, 4, grid=grid)["curve"]
     tried = [row["C"] for row in curve]
     assert len(tried) > 2 and set(grid) <= set(tried)
-    assert grown(tried) == pytest.approx(grown(grid) * (10 if grown is max else 0.1) ** (len(tried) - 2))
+    factor = 10 if grown is max else 0.1
+    assert grown(tried) == pytest.approx(grown(grid) * factor ** (len(tried) - 2))
     best = max(curve, key=lambda row: (row["top1"], -row["cross_entropy"]))["C"]
     assert best != grown(tried)  # or the grid would have grown on
 

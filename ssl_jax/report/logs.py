@@ -1,0 +1,172 @@
+"""What a run leaves behind about itself: metrics.jsonl, and TensorBoard events.
+
+metrics.jsonl holds one JSON object a line: {"step": 120, "loss": 4.81, "learning_rate": 0.003}.
+JSON knows no NaN. A value that is not finite is written as null, and named in an extra field:
+{"step": 130, "loss": null, "nonfinite": {"loss": "nan"}}; `read` turns it back into a float.
+"""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ssl_jax.errors import UserError
+
+
+class Metrics:
+    """Appends to a metrics.jsonl; a context manager. One process of a run may hold one.
+
+    Args:
+      path: the file; it and its folder are made when missing.
+      step: first step that this run will write. Lines at or after it, and a last line torn by a
+        crash, are dropped first, so that no step appears twice after a resume. 0 starts afresh;
+        None keeps every whole line.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike, step: int | None = None):
+        self.path = pathlib.Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                _keep_before(self.path, step)
+            self._file = open(self.path, "a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends one line and flushes it.
+
+        Args:
+          step: optimizer steps done.
+          metrics: flat mapping; values are numbers, scalar arrays (NumPy or JAX; reading one
+            waits for it), strings, booleans or None.
+        """
+        self._file.write(_line(step, metrics) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class Events:
+    """Scalars as TensorBoard events, through tensorboardX; a context manager.
+
+    Args:
+      folder: where the event file goes.
+      step: first step that this run will write; on a resume, TensorBoard hides what an earlier
+        run wrote at or after it.
+    """
+
+    def __init__(self, folder: str | os.PathLike, step: int = 0):
+        import tensorboardX
+
+        self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=step or None)
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Adds every numeric value of `metrics` at `step`; strings and None are passed over."""
+        for name, value in metrics.items():
+            value = _plain(value)
+            if isinstance(value, (int, float)):
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, oldest first.
+
+    Args:
+      path: the file. While a run is writing, or after a crash, its last line may be torn: that
+        one is passed over.
+
+    Returns:
+      a list of dicts, each with 'step'; 'nonfinite' values are floats again (nan, inf).
+
+    Raises:
+      UserError: no such file, or a line other than the last is not JSON.
+    """
+    path = pathlib.Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from error
+        for name, value in record.pop("nonfinite", {}).items():
+            record[name] = float(value)
+        records.append(record)
+    return records
+
+
+def _line(step, metrics):
+    record: dict[str, Any] = {"step": int(step)}
+    nonfinite = {}
+    for name, value in metrics.items():
+        value = _plain(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            nonfinite[name] = str(value)  # 'nan', 'inf', '-inf'
+            value = None
+        record[name] = value
+    if nonfinite:
+        record["nonfinite"] = nonfinite
+    return json.dumps(record, allow_nan=False)
+
+
+def _plain(value):
+    """A Python number, string, bool or None from whatever holds one."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    value = np.asarray(value)
+    if value.size != 1:
+        raise ValueError(f"a metric must be a scalar, got an array of shape {value.shape}")
+    if value.dtype.kind in "biu":
+        return value.item()
+    # float32 prints as its shortest decimal, 0.1 and not 0.10000000149011612.
+    return float(str(np.float32(value.item()))) if value.dtype.itemsize <= 4 else float(value)
+
+
+def _keep_before(path, step):
+    """Rewrites `path` without lines at or after `step`, and without a torn last line."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    kept = []
+    for line in text.splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if line.endswith("\n") and (step is None or record["step"] < step):
+            kept.append(line)
+    if "".join(kept) == text:
+        return
+    # All or nothing: a crash here leaves the old file.
+    fresh = path.with_name(path.name + ".tmp")
+    fresh.write_text("".join(kept), encoding="utf-8")
+    os.replace(fresh, path)

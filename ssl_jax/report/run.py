@@ -1,0 +1,179 @@
+"""The end of a pretraining run: its pictures, its result.json, and what is said of them."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ssl_jax import augment, checkpoint
+from ssl_jax.evaluate import collapse
+from ssl_jax.evaluate.representation import MONITORS, Judged
+from ssl_jax.experiment import Experiment
+from ssl_jax.report import console, logs, pictures
+from ssl_jax.train.state import TrainState
+
+ROWS = {"pixels": "raw pixels", "untrained": "untrained encoder", "learned": "learned features"}
+COLUMNS = {"knn_top1": "kNN", "linear_top1": "linear"}
+
+
+def draw(e: Experiment, judged: Mapping[str, Judged], folder: pathlib.Path) -> None:
+    """Writes report/*.png: curves, views, embedding, spectrum, and one summary of them.
+
+    Args:
+      e: the run.
+      judged: 'untrained' and 'learned'.
+      folder: the workdir; its metrics.jsonl is read.
+    """
+    into = folder / "report"
+    into.mkdir(exist_ok=True)
+    records = logs.read(folder / "metrics.jsonl")
+    title = f"{e.config.method.name} on {e.train.name}"
+    pictures.curves(into / "curves.png", records, title=title)
+
+    sample = e.train.read(np.linspace(0, e.train.examples - 1, 8).astype(np.int64))["image"]
+    sheets = views(e, sample, 6)
+    for name, (drawn, policy) in sheets.items():
+        file = "views.png" if len(sheets) == 1 else f"views_{name}.png"
+        mean, std = (_channels(x, sample.shape[-1]) for x in (policy.mean, policy.std))
+        pictures.views_sheet(into / file, sample, drawn, mean, std)
+
+    learned, untrained = judged["learned"], judged["untrained"]
+    names = e.train.class_names or e.train.classes
+    pictures.embedding(into / "embedding.png", learned.shown, learned.shown_labels, names)
+    spectra = {name: judged[name].collapse["singular_values"] for name in ("untrained", "learned")}
+    pictures.spectrum(into / "spectrum.png", spectra)
+    drawn, policy = next(iter(sheets.values()))
+    pictures.summary(
+        into / "summary.png",
+        untrained.shown,
+        learned.shown,
+        learned.shown_labels,
+        names,
+        records,
+        sample,
+        drawn,
+        _channels(policy.mean, sample.shape[-1]),
+        _channels(policy.std, sample.shape[-1]),
+        title=title,
+    )
+
+
+def views(
+    e: Experiment, images: np.ndarray, count: int
+) -> dict[str, tuple[np.ndarray, augment.Policy]]:
+    """`count` random views of every image by each policy of `config.views`.
+
+    Returns:
+      name of the view -> (float32 [n, count, size, size, C], its policy).
+    """
+    found = {}
+    n = len(images)
+    keys = jax.random.split(jax.random.key(e.config.seed), n * count)
+    repeated = np.repeat(images, count, axis=0)  # [n·count, H, W, C]
+    for name, fields in e.config.views.items():
+        policy = augment.make("none", **fields)
+        drawn = jax.jit(augment.apply, static_argnums=0)(policy, keys, repeated)
+        found[name] = (np.asarray(drawn).reshape(n, count, *drawn.shape[1:]), policy)
+    return found
+
+
+def result(
+    e: Experiment,
+    state: TrainState,
+    judged: Mapping[str, Judged],
+    folder: pathlib.Path,
+    wall_seconds: float,
+    resumed_at: int,
+) -> dict[str, Any]:
+    """The content of result.json; every accuracy in [0, 1], None without labels."""
+    learned = judged["learned"]
+    speeds = [
+        r["images_per_second"]
+        for r in logs.read(folder / "metrics.jsonl")
+        if "images_per_second" in r
+    ]
+    measured = {k: float(learned.collapse[k]) for k in MONITORS}
+    alarm = collapse.alarm(
+        measured["feature_std_ratio"], measured["effective_rank"], learned.features.shape[1]
+    )
+    return {
+        "job": "pretrain",
+        "method": e.config.method.name,
+        "dataset": e.train.name,
+        "seed": e.config.seed,
+        "steps": int(state.step),
+        "batch": e.config.batch,
+        "images_per_second": float(np.median(speeds)) if speeds else None,
+        "wall_seconds": wall_seconds,  # of the process that finished the run
+        "resumed_at": resumed_at,
+        "skipped_steps": int(state.skipped),
+        "unreadable_pictures": len(e.train.bad()),
+        "knn_top1": learned.knn_top1,
+        "linear_top1": learned.linear_top1,
+        "linear_top5": learned.linear_top5,
+        "baselines": {
+            name: {key: getattr(judged[name], key) for key in COLUMNS}
+            for name in ("pixels", "untrained")
+        },
+        "judged_on": "test" if e.test is not None else "a fifth of train, held out of the probes",
+        "collapse": {**measured, "alarm": alarm},
+        "fingerprint": checkpoint.fingerprint(state),
+        "made_with": {
+            "devices": jax.device_count(),
+            "platform": jax.devices()[0].platform,
+            "processes": e.cluster.processes,
+            "parallel": e.config.parallel,
+            **versions(),
+        },
+    }
+
+
+def text(result: Mapping[str, Any], folder: pathlib.Path) -> str:
+    """What the console says at the end: the table, where things are, how to probe again."""
+    rows = {**result["baselines"], "learned": result}
+    table = {
+        ROWS[name]: {title: rows[name][key] for key, title in COLUMNS.items()} for name in ROWS
+    }
+    lines = []
+    if result["knn_top1"] is None:
+        lines.append("no labels, so no accuracies; the collapse monitors need none:")
+    else:
+        lines.append(console.table(table, list(COLUMNS.values())))
+    c = result["collapse"]
+    lines.append(
+        f"features: std {c['feature_std_ratio']:.2f} of an isotropic one, "
+        f"effective rank {c['effective_rank']:.1f}"
+    )
+    if c["alarm"]:
+        lines.append(f"ALARM: {c['alarm']}")
+    speed = result["images_per_second"]
+    lines += [
+        "",
+        f"{result['steps']:,} steps in {console.duration(result['wall_seconds'])}"
+        + (f", {speed:,.0f} images/s" if speed else ""),
+        f"checkpoint  {folder / 'checkpoints' / str(result['steps'])}",
+        f"curves      {folder / 'report' / 'curves.png'}",
+        f"report      {folder / 'report' / 'summary.png'}",
+        "probe       python -m ssl_jax.main --config configs/linear.py "
+        f"--config.checkpoint={folder}",
+    ]
+    return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that the numbers depend on."""
+    import importlib.metadata
+
+    from ssl_jax import __version__
+
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {"ssl_jax": __version__, **{p: importlib.metadata.version(p) for p in packages}}
+
+
+def _channels(values, channels: int) -> tuple[float, ...]:
+    """Normalisation per channel, as augment/pipeline.py reads it."""
+    if len(values) == channels:
+        return tuple(values)
+    return (sum(values) / len(values),) * channels

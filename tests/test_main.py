@@ -1,0 +1,56 @@
+"""The command line: mistakes cost one clear line and exit code 2; help shows what there is."""
+
+import pathlib
+
+import pytest
+
+from ssl_jax import main
+from ssl_jax.methods import METHODS
+
+DIGITS = ("--config", "configs/simclr.py:digits")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--config.batch=4",), "which config?"),
+        (("configs/quickstart.py",), "write --config configs/quickstart.py"),
+        (("--config",), "--config needs a file"),
+        (("--config", "configs/quickstrt.py"), "Did you mean configs/quickstart.py"),
+        (("--config", "configs/simclr.py:digit"), "Did you mean digits"),
+        ((*DIGITS, "--config.bacth=4"), 'Did you mean "batch"'),
+        ((*DIGITS, "--config.data.sorce=x"), 'Did you mean "source"'),
+        ((*DIGITS, "--config.batch=many"), "config.batch=many"),
+        ((*DIGITS, "--config.batch"), "Missing value"),
+        ((*DIGITS, "--workdri=x"), "Did you mean: workdir"),
+        ((*DIGITS, "batch=4"), "'batch=4' is not a flag"),
+        ((*DIGITS, *DIGITS), "given 2 times"),
+        ((*DIGITS, "--process=0"), "give all three"),
+        ((*DIGITS, "--config.job=pretran"), "Did you mean pretrain"),
+        ((*DIGITS, "--config.method.name=simclrr"), "Did you mean simclr"),
+        ((*DIGITS, "--config.parallel=pmapp"), "Did you mean pmap"),
+        ((*DIGITS, "--config.data.source=digit"), "Did you mean digits"),
+        ((*DIGITS, "--config.data.source=folder:/no/such/place"), "/no/such/place"),
+        ((*DIGITS, "--config.batch=5000"), "4000 images, fewer than --config.batch=5000"),
+        ((*DIGITS, "--config.model.name=resnet19"), "Did you mean resnet18"),
+        ((*DIGITS, "--config.optimizer.name=adam"), "Did you mean adamw"),
+        (("--config", "configs/knn.py"), "which checkpoint?"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(argv, message, tmp_path, capsys):
+    workdir = () if any("workd" in a for a in argv) else (f"--workdir={tmp_path / 'run'}",)
+    assert main.main([*argv, *workdir]) == 2
+    out, err = capsys.readouterr()
+    assert message in err and err.startswith("error: ")
+    assert err.count("\n") == 1 and "Traceback" not in err
+    assert not (tmp_path / "run").exists(), "a mistake leaves nothing behind"
+
+
+def test_help_lists_jobs_methods_configs_with_presets_and_examples(capsys):
+    assert main.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name in (*main.JOBS, *METHODS, "imagenet, cifar10, digits"):
+        assert name in text
+    for file in pathlib.Path("configs").glob("*.py"):
+        assert f"configs/{file.name}" in text
+    assert text.count("python -m ssl_jax.main --config configs/") == 3
