@@ -74,6 +74,7 @@ def defaults() -> ConfigDict:
     c.evaluate.mean = (0.0,)
     c.evaluate.std = (1.0,)
     c.evaluate.crop_fraction = 1.0  # side of the centre crop as a share of the image
+    c.evaluate.split = "test"  # holdout: a fixed fifth of train, to choose hyperparameters on
     c.evaluate.batch = 500
     c.evaluate.train_examples = 50_000  # most examples that final kNN and linear probe learn from
     c.evaluate.test_examples = 50_000
@@ -194,6 +195,12 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"--config.batch={config.batch} is not a multiple of "
             f"--config.accumulate={config.accumulate}"
+        )
+    splits = ("test", "holdout")
+    if config.evaluate.split not in splits:
+        raise UserError(
+            f"--config.evaluate.split is {config.evaluate.split!r}."
+            f"{near_misses(config.evaluate.split, splits)}"
         )
     if config.data.channels not in (1, 3):
         raise UserError(f"--config.data.channels is {config.data.channels}; it must be 1 or 3")

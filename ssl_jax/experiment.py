@@ -1,5 +1,6 @@
 """A run before its first step: data, method, devices, optimizer, compiled functions."""
 
+import contextlib
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -62,10 +63,10 @@ def assemble(
             f"{near_misses(config.method.name, METHODS)}"
         )
     train = sources.open_source(config.data, "train")
-    try:
-        test = sources.open_source(config.data, "test")
-    except sources.NoSplit:
-        test = None
+    test = None
+    if config.evaluate.split == "test":
+        with contextlib.suppress(sources.NoSplit):
+            test = sources.open_source(config.data, "test")
     if train.examples < config.batch:
         raise UserError(
             f"{train.name} has {train.examples} images, fewer than --config.batch={config.batch}; "

@@ -67,14 +67,12 @@ def run(argv: list[str]) -> int:
     if config.job not in JOBS:
         raise UserError(f"config.job is {config.job!r}.{near_misses(config.job, JOBS)}")
     cluster = join(values)
-    if config.get("workdir") is None:
-        config.workdir = str(pathlib.Path("runs") / name)
     job = importlib.import_module(f"ssl_jax.jobs.{config.job}")
-    return job.run(config, cluster)
+    return job.run(config, cluster, name)
 
 
 def parse(argv: list[str], flags, configs):
-    """Command line -> (config with every override applied, default name of the workdir, flags).
+    """Command line -> (config with every override applied, its name, flags).
 
     Raises:
       UserError: an unknown flag, field, file or preset, or a value of the wrong type.
@@ -85,12 +83,12 @@ def parse(argv: list[str], flags, configs):
     config, name = configs.load(argument)
     config.lock()
     values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_string("coordinator", None, "", flag_values=values)
     flags.DEFINE_integer("processes", None, "", flag_values=values)
     flags.DEFINE_integer("process", None, "", flag_values=values)
     try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
         left = values(["main", *rest])
     except AttributeError as error:  # an unknown field: the message names the nearest one
         text = str(error).replace("\\n", " ").replace("\\", "").replace("\n", " ").strip("\"' ")

@@ -7,7 +7,7 @@ import pytest
 from ssl_jax import main
 from ssl_jax.methods import METHODS
 
-DIGITS = ("--config", "configs/simclr.py:digits")
+DIGITS = ("--config", "configs/simclr.py:digits", "--config.cpu_devices=4")
 
 
 @pytest.mark.parametrize(
@@ -21,10 +21,10 @@ DIGITS = ("--config", "configs/simclr.py:digits")
         ((*DIGITS, "--config.bacth=4"), 'Did you mean "batch"'),
         ((*DIGITS, "--config.data.sorce=x"), 'Did you mean "source"'),
         ((*DIGITS, "--config.batch=many"), "config.batch=many"),
-        ((*DIGITS, "--config.batch"), "Missing value"),
+        ((*DIGITS, "--workdir=x", "--config.batch"), "Missing value"),
         ((*DIGITS, "--workdri=x"), "Did you mean: workdir"),
         ((*DIGITS, "batch=4"), "'batch=4' is not a flag"),
-        ((*DIGITS, *DIGITS), "given 2 times"),
+        ((*DIGITS, *DIGITS[:2]), "given 2 times"),
         ((*DIGITS, "--process=0"), "give all three"),
         ((*DIGITS, "--config.job=pretran"), "Did you mean pretrain"),
         ((*DIGITS, "--config.method.name=simclrr"), "Did you mean simclr"),

@@ -26,21 +26,29 @@ def order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def rows(
-    seed: int, step: int, n: int, batch: int, process: int = 0, processes: int = 1
+    seed: int,
+    step: int,
+    n: int,
+    batch: int,
+    process: int = 0,
+    processes: int = 1,
+    accumulate: int = 1,
 ) -> np.ndarray:
     """Rows of one step for one process.
 
     epoch, k = divmod(step, n // batch); the global batch is order(seed, epoch, n)[k·batch:][:batch]
     and process p holds its rows p·b … (p + 1)·b − 1, b = batch / processes: in the order of the
-    devices, so a batch does not depend on the number of processes. The n mod batch examples at the
-    end of an epoch's order are left out; each epoch leaves out others.
+    devices, so a batch does not depend on the number of processes. With `accumulate` the same is
+    done in each of its micro-batches, batch / accumulate consecutive rows of the global batch. The
+    n mod batch examples at the end of an epoch's order are left out; each epoch leaves out others.
 
     Returns:
-      int64 [batch // processes].
+      int64 [batch // processes], micro-batch after micro-batch.
     """
     epoch, k = divmod(step, n // batch)
-    b = batch // processes
-    return order(seed, epoch, n)[k * batch + process * b :][:b]
+    whole = order(seed, epoch, n)[k * batch :][:batch]
+    # [batch] -> [accumulate, processes, rows] -> [accumulate · rows]
+    return whole.reshape(accumulate, processes, -1)[:, process].reshape(-1)
 
 
 class Batches:
@@ -113,6 +121,7 @@ def batches(
     stop: int | None = None,
     process: int = 0,
     processes: int = 1,
+    accumulate: int = 1,
     threads: int | None = None,
     ahead: int = 2,
 ) -> Batches:
@@ -125,6 +134,7 @@ def batches(
       start: first step; the same batches follow as if the steps before had been read.
       stop: step to end before; None goes on for ever.
       process, processes: which rows of the global batch are read here.
+      accumulate: micro-batches of a step; the rows of a process are in their order.
       threads: batches made at the same time; None for min(8, cores of this process).
       ahead: finished batches that may wait. Up to threads + ahead + 1 batches are in memory.
 
@@ -136,14 +146,14 @@ def batches(
       UserError: fewer examples than a batch; a batch that the processes cannot share evenly.
     """
     n = source.examples
-    _check(batch, process, processes)
+    _check(batch // accumulate, process, processes)
     if n < batch:
         raise UserError(f"{source.name} has {n} examples, fewer than the batch of {batch}.")
     if seed < 0:
         raise UserError(f"seed={seed} must be at least 0.")
 
     def make(step):
-        return source.read(rows(seed, step, n, batch, process, processes))
+        return source.read(rows(seed, step, n, batch, process, processes, accumulate))
 
     steps = range(start, 2**62 if stop is None else stop)
     return Batches(make, steps, threads, ahead)

@@ -1,5 +1,5 @@
-"""Measuring what was learned, on cached features: kNN, logistic regression, collapse.
+"""Measuring what was learned: kNN, logistic regression, collapse.
 
-Nothing here knows about methods or models. `features.extract` runs an encoder over images once;
-all else takes the arrays [n, d] that come out of it.
+`features`, `knn`, `linear`, `collapse` and `accuracy` know nothing of methods or models: the first
+runs a function over images once, the others take the arrays [n, d] that come out of it.
 """

@@ -193,12 +193,11 @@ def log_votes(weights: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
     """
 
     def row(weights, labels):  # [k], [k]
-        voter = labels >= 0
-        # Out of range: dropped by the scatter. A -1 would wrap around to the last class.
-        slot = jnp.where(voter, labels, classes)
-        top = jnp.full(classes, -jnp.inf).at[slot].max(weights, mode="drop")
-        shift = jnp.where(voter & jnp.isfinite(weights), weights - top[labels], -jnp.inf)
-        total = jnp.zeros(classes).at[slot].add(jnp.exp(shift), mode="drop")
+        # No vote: adds exp(-inf) = 0 to the last class, which is where an index of -1 wraps to.
+        weights = jnp.where(labels >= 0, weights, -jnp.inf)
+        top = jnp.full(classes, -jnp.inf).at[labels].max(weights)
+        shifted = jnp.where(jnp.isneginf(weights), -jnp.inf, weights - top[labels])
+        total = jnp.zeros(classes).at[labels].add(jnp.exp(shifted))
         return jnp.where(total > 0, jnp.log(total) + top, -jnp.inf)
 
     return jax.vmap(row)(weights, labels)

@@ -85,7 +85,7 @@ def judge(
     if query is None:
         return Judged(features, features, labels, None, None, None, measured)
     test, test_labels = query
-    near = knn.accuracy(features, labels, test, test_labels, classes)
+    near = knn.accuracy(knn.classify(features, labels, test, classes), test_labels)
     line = linear.probe(features, labels, test, test_labels, classes)
     return Judged(
         features, test, test_labels, near["top1"], line["top1"], line["top5"], measured

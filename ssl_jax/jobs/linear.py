@@ -6,7 +6,7 @@ from ssl_jax import host
 from ssl_jax.evaluate import linear, probing
 
 
-def run(config: ConfigDict, cluster: host.Cluster) -> int:
+def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     """Multinomial logistic regression on standardised features (evaluate/linear.py).
 
     Its regularisation is chosen on a hold-out of the training images, never on test.
@@ -14,6 +14,7 @@ def run(config: ConfigDict, cluster: host.Cluster) -> int:
     Args:
       config: `probing.defaults('linear')` with grid and holdout.
       cluster: the processes of the job.
+      name: of the config; not used.
 
     Returns:
       exit code 0.

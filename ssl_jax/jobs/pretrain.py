@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import checkpoint, host, parallel, workdir
@@ -24,12 +25,13 @@ EXIT_STOPPED = 143  # asked to stop (SIGTERM, Ctrl-C) and saved: started again, 
 MAX_SKIPPED_IN_A_ROW = 100
 
 
-def run(config: ConfigDict, cluster: host.Cluster) -> int:
+def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     """Trains, evaluates, reports; continues where the workdir holds an unfinished run.
 
     Args:
       config: of the run, checked here.
       cluster: the processes of the run.
+      name: of the config; names the workdir where none is given.
 
     Returns:
       exit code: 0, or EXIT_STOPPED after a request to stop.
@@ -39,6 +41,8 @@ def run(config: ConfigDict, cluster: host.Cluster) -> int:
     """
     began = time.time()
     configs.check(config)
+    if config.workdir is None:
+        config.workdir = str(pathlib.Path("runs") / name)
     folder = pathlib.Path(config.workdir)
     saved = workdir.read_config(folder)
     if saved is not None:
@@ -90,6 +94,7 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
         e.train,
         seed=c.seed,
         batch=c.batch,
+        accumulate=c.accumulate,
         start=start,
         stop=total,
         process=e.cluster.process,
@@ -171,10 +176,10 @@ def look(e: Experiment, state: TrainState) -> dict[str, Any]:
     alarm = collapse.alarm(seen["feature_std_ratio"], seen["effective_rank"], features.shape[1])
     if alarm:
         seen["alarm"] = alarm
-    if query is not None:
+    if query is not None and np.isfinite(features).all():
         test, test_labels = encoder.extract(e.encode, variables, *query, size, e.cluster)
-        found = knn.accuracy(features, labels, test, test_labels, e.train.classes)
-        seen["knn_top1"] = found["top1"]
+        scores = knn.classify(features, labels, test, e.train.classes)
+        seen["knn_top1"] = knn.accuracy(scores, test_labels)["top1"]
     return seen
 
 

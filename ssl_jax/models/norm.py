@@ -27,10 +27,11 @@ class BatchNorm(nn.Module):
     that the state leaves equal on every device.
 
     Statistics are float32 whatever `dtype` is, and biased (÷ n) for normalising. They come from one
-    pass: mean and mean square of x − r, with r the running mean (a constant to the gradient), then
-    mean = r + m and var = q − m². Without the shift q − m² cancels where |mean| ≫ std; with it the
-    error is that of the drift of the mean over the last steps. r is the same on every device, so m
-    and q are averaged by a single collective. (At the first step r = 0: the plain one-pass form.)
+    pass: m and q, the mean and mean square of x − r, with r the running mean (a constant to the
+    gradient); then mean = r + m and var = q − m². That difference is wrong by some 1e-7·m²; without
+    the shift, 1e-7·mean², it would drown the variance where |mean| ≫ std. With r near the mean the
+    error stays below epsilon, even if the features collapse. (At the first step r = 0.) r is the
+    same on every device, so m and q are averaged by a single collective.
 
     Variables: params `scale`, `bias` [C]; batch_stats `mean`, `var` [C]; all float32. Names and
     meaning as `flax.linen.BatchNorm`.

@@ -199,11 +199,9 @@ class ViT(nn.Module):
         else:
             table = sincos(self.width, grid, self.positions)
             self.table = jnp.pad(table, ((int(self.token), 0), (0, 0)))
-        last = max(self.depth - 1, 1)
+        rate = self.drop_path / max(self.depth - 1, 1)
         self.blocks = [
-            Block(
-                self.width, self.heads, self.mlp, self.drop_path * i / last, self.initial, self.dtype
-            )
+            Block(self.width, self.heads, self.mlp, rate * i, self.initial, self.dtype)
             for i in range(self.depth)
         ]
         self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)

@@ -234,3 +234,11 @@ def test_synthetic(config):
     again = open_source(data, "train").read(np.array([2999, 5, 5]))
     np.testing.assert_array_equal(again["image"], batch["image"][[2999, 5, 5]])
     assert open_source(config(source="synthetic", classes=0), "train").read([1])["label"] == -1
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_micro_batches_do_not_depend_on_the_number_of_processes(processes):
+    whole = loader.rows(3, 5, 100, 24)
+    parts = [loader.rows(3, 5, 100, 24, p, processes, accumulate=3) for p in range(processes)]
+    micro = np.stack([part.reshape(3, -1) for part in parts], 1)  # [3, processes, rows]
+    np.testing.assert_array_equal(micro.reshape(-1), whole)

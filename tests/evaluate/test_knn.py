@@ -108,10 +108,10 @@ def test_scale_of_features_does_not_matter():
 
 
 def test_log_votes_by_hand():
-    weights = jnp.log(jnp.array([[1.0, 2.0, 4.0, 8.0]])).at[0, 3].set(-jnp.inf)
-    labels = jnp.array([[0, 2, 0, -1]])
+    weights = jnp.log(jnp.array([[1.0, 2.0, 4.0, 8.0], [1.0, 1.0, 9.0, 0.0]]))
+    labels = jnp.array([[0, 2, 0, -1], [3, 3, -1, 1]])
     votes = np.exp(knn.log_votes(weights, labels, 4))
-    np.testing.assert_allclose(votes, [[5.0, 0.0, 2.0, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(votes, [[5, 0, 2, 0], [0, 0, 0, 2]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("bank_block", [4096, 8])

@@ -1,0 +1,134 @@
+"""The whole road: a run that ends, one that is stopped, killed, continued, probed, refused."""
+
+import json
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+from ssl_jax.report import logs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that nobody disturbed, with its report."""
+    folder = tmp_path_factory.mktemp("run")
+    assert tiny_run.run(folder, "--config.report=True", "--config.monitor.every_steps=6") == 0
+    return folder
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def wait_for(path, process, seconds=120):
+    """Waits until the running process has made `path`."""
+    end = time.time() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.time() < end, f"{path} did not come within {seconds} s"
+        time.sleep(0.01)
+
+
+def test_a_run_leaves_all_that_is_promised(finished):
+    r = result(finished)
+    assert r["images_per_second"] > 0 and r["wall_seconds"] > 0 and r["seed"] == 0
+    assert "digits" in r["dataset"] and 0.1 < r["knn_top1"] <= 1 and 0.1 < r["linear_top1"] <= 1
+    assert (r["job"], r["method"], r["steps"], r["batch"]) == ("pretrain", "simclr", 12, 64)
+    for baseline in ("pixels", "untrained"):
+        for accuracy in ("knn_top1", "linear_top1"):
+            assert 0.1 < r["baselines"][baseline][accuracy] <= 1
+    assert r["collapse"]["feature_std"] > 0 and r["collapse"]["effective_rank"] > 1
+    assert len(r["fingerprint"]) == 64
+    assert r["made_with"]["devices"] == 4 and r["made_with"]["jax"] == jax.__version__
+    records = logs.read(finished / "metrics.jsonl")
+    assert [r["step"] for r in records if "loss" in r] == list(range(1, 13))
+    assert [r["step"] for r in records if "knn_top1" in r] == [6, 12]
+    assert list(finished.glob("events.out.tfevents.*"))
+    for picture in ("curves", "views", "embedding", "spectrum", "summary"):
+        assert (finished / "report" / f"{picture}.png").stat().st_size > 5_000
+
+
+def test_a_finished_run_says_so_and_changes_nothing(finished, capsys):
+    before = result(finished)
+    assert tiny_run.run(finished, "--config.report=True", "--config.monitor.every_steps=6") == 0
+    out = capsys.readouterr().out
+    assert "is finished" in out and "learned features" in out
+    assert result(finished) == before
+
+
+def test_another_config_in_the_same_workdir_is_refused(finished, capsys):
+    assert tiny_run.run(finished, "--config.optimizer.learning_rate=0.5") == 2
+    err = capsys.readouterr().err
+    assert "differs in optimizer.learning_rate" in err and "--workdir" in err
+
+
+def test_the_same_seed_gives_the_same_fingerprint_and_another_one_another(finished, tmp_path):
+    assert tiny_run.run(tmp_path / "same") == 0
+    assert tiny_run.run(tmp_path / "other", "--config.seed=1") == 0
+    assert result(tmp_path / "same")["fingerprint"] == result(finished)["fingerprint"]
+    assert result(tmp_path / "other")["fingerprint"] != result(finished)["fingerprint"]
+
+
+@pytest.mark.parametrize("mode", ["pmap", "jit"])
+def test_the_other_mappings_end_at_the_same_loss(finished, tmp_path, mode):
+    assert tiny_run.run(tmp_path, f"--config.parallel={mode}", "--config.steps=4") == 0
+    assert tiny_run.run(tmp_path / "default", "--config.steps=4") == 0
+    mapped, default = (
+        [r["loss"] for r in logs.read(f / "metrics.jsonl") if "loss" in r]
+        for f in (tmp_path, tmp_path / "default")
+    )
+    np.testing.assert_allclose(mapped, default, rtol=1e-3)  # AdamW: see docs/reliability.md
+
+
+@pytest.mark.parametrize(
+    ("how", "after"), [(signal.SIGTERM, "metrics.jsonl"), (signal.SIGKILL, "checkpoints/4")]
+)
+def test_stopped_or_killed_and_continued_is_as_never_stopped(finished, tmp_path, how, after):
+    process = tiny_run.start(tmp_path)
+    wait_for(tmp_path / after, process)
+    process.send_signal(how)
+    out, _ = process.communicate(timeout=120)
+    if how == signal.SIGTERM:
+        assert process.returncode == 143, out
+        assert "the same command continues" in out
+    again = tiny_run.start(tmp_path)
+    out, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, out
+    assert "continuing at step" in out
+    assert result(tmp_path)["fingerprint"] == result(finished)["fingerprint"]
+    steps = [r["step"] for r in logs.read(tmp_path / "metrics.jsonl") if "loss" in r]
+    assert steps == list(range(1, 13)), "every step once"
+
+
+@pytest.mark.parametrize("job", ["knn", "linear"])
+def test_probing_the_checkpoint_gives_the_number_of_the_run(finished, job, capsys):
+    probe = [
+        f"--config=configs/{job}.py",
+        f"--config.checkpoint={finished}",
+        "--config.train_examples=500",
+        "--config.test_examples=200",
+        "--config.cpu_devices=4",
+        "--config.compile_cache=",
+    ]
+    assert tiny_run.main.main(probe) == 0
+    probed = result(finished / job)
+    assert probed[f"{job}_top1"] == result(finished)[f"{job}_top1"]
+    assert probed[f"{job}_top1"] <= probed[f"{job}_top5"] <= 1 and probed["step"] == 12
+    assert f"{job} on digits" in capsys.readouterr().out
+
+
+def test_probing_nothing_is_one_line(tmp_path, capsys):
+    probe = ["--config=configs/knn.py", f"--config.checkpoint={tmp_path}", "--config.cpu_devices=4"]
+    assert tiny_run.main.main(probe) == 2
+    assert "there is no run in" in capsys.readouterr().err
+
+
+def test_a_batch_that_the_devices_cannot_share_is_one_line(tmp_path, capsys):
+    assert tiny_run.run(tmp_path / "run", "--config.batch=66") == 2
+    err = capsys.readouterr().err
+    assert "does not divide over 4 devices" in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()

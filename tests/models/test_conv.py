@@ -1,0 +1,101 @@
+"""The convolution and its gradients against flax's, however it is compiled and mapped."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from ssl_jax import parallel
+from ssl_jax.models import conv
+
+
+def both(size, stride, features=5):
+    padding = (size - 1) // 2
+    ours = conv.Conv(features, size, stride)
+    flax = nn.Conv(features, (size, size), stride, [(padding, padding)] * 2, use_bias=False)
+    return ours, flax
+
+
+def value_and_gradients(module, params, x, seed=0):
+    y, vjp = jax.vjp(lambda p, x: module.apply({"params": p}, x), params, x)
+    cotangent = jax.random.normal(jax.random.key(seed), y.shape, y.dtype)
+    return y, *vjp(cotangent)
+
+
+@pytest.mark.parametrize("size, stride, side", [(3, 1, 6), (3, 2, 7), (7, 2, 12), (1, 2, 5)])
+def test_values_and_gradients_equal_flax(size, stride, side, monkeypatch):
+    # 5 images, at most 2 at a time: three chunks, the last one filled up.
+    out = (side + 2 * ((size - 1) // 2) - size) // stride + 1
+    monkeypatch.setattr(conv, "PATCH_ELEMENTS", 2 * out * out * size * size * 4)
+    x = jax.random.normal(jax.random.key(1), (5, side, side, 4))
+    ours, flax = both(size, stride)
+    params = ours.init(jax.random.key(2), x)["params"]
+    assert jax.tree.map(jnp.shape, params) == {"kernel": (size, size, 4, 5)}
+    got = jax.jit(functools.partial(value_and_gradients, ours))(params, x)
+    want = jax.jit(functools.partial(value_and_gradients, flax))(params, x)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_gradient_is_summed_in_float32(monkeypatch):
+    # Three chunks of 257 ones. 771 is 772 in bfloat16; chunks rounded on their own are 256 each.
+    monkeypatch.setattr(conv, "PATCH_ELEMENTS", 257)
+    x = jnp.ones((3, 1, 257, 1), jnp.bfloat16)
+    module = conv.Conv(1, 1, dtype=jnp.bfloat16)
+
+    def total(kernel):
+        return jnp.sum(module.apply({"params": {"kernel": kernel}}, x), dtype=jnp.float32)
+
+    gradient = jax.jit(jax.grad(total))(jnp.ones((1, 1, 1, 1)))
+    assert gradient.dtype == jnp.float32
+    assert gradient.item() == 772
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "pmap", "scan"])
+def test_gradient_under_maps(mode):
+    module, _ = both(3, 1, features=2)
+    x = jax.random.normal(jax.random.key(1), (8, 4, 4, 3))
+    params = module.init(jax.random.key(2), x)["params"]
+
+    def gradient(params, x):
+        return jax.grad(lambda p: jnp.sum(jnp.square(module.apply({"params": p}, x))))(params)
+
+    want = gradient(params, x)["kernel"]
+    if mode == "shard_map":
+        f = jax.shard_map(
+            lambda p, x: jax.lax.psum(gradient(p, x), parallel.AXIS),
+            mesh=parallel.mesh(),
+            in_specs=(P(), P(parallel.AXIS)),
+            out_specs=P(),
+            check_vma=False,
+        )
+        got = jax.jit(f)(params, x)["kernel"]
+    elif mode == "pmap":
+        f = jax.pmap(gradient, in_axes=(None, 0))
+        got = f(params, x.reshape(4, 2, 4, 4, 3))["kernel"].sum(0)
+    else:
+        f = jax.jit(lambda p, x: jax.lax.scan(lambda c, x: (c, gradient(p, x)), 0, x)[1])
+        got = f(params, x.reshape(4, 2, 4, 4, 3))["kernel"].sum(0)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_only_cpu_takes_the_matrix_product():
+    module, _ = both(3, 1)
+    x = jnp.zeros((4, 8, 8, 3))
+    params = module.init(jax.random.key(0), x)["params"]
+    traced = jax.jit(jax.grad(lambda p, x: jnp.sum(module.apply({"params": p}, x)))).trace(
+        params, x
+    )
+    assert "dot_general" in traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert "dot_general" not in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
+def test_initial_kernel_is_kaiming_fan_out():
+    kernel = conv.Conv(256, 3).init(jax.random.key(0), jnp.zeros((1, 4, 4, 32)))["params"]["kernel"]
+    # 73,728 draws: the standard error of the standard deviation is 0.26 %
+    np.testing.assert_allclose(np.std(kernel), np.sqrt(2 / (9 * 256)), rtol=0.01)
+    np.testing.assert_allclose(np.mean(kernel), 0, atol=5e-4)

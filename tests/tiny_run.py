@@ -1,0 +1,50 @@
+"""A tiny SimCLR on the digits, as command line, and ways to run it."""
+
+import pathlib
+import subprocess
+import sys
+
+import jax
+
+from ssl_jax import main
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+TINY = (
+    "--config=configs/simclr.py:digits",
+    "--config.batch=64",
+    "--config.steps=12",
+    "--config.model.width=8",
+    "--config.model.blocks=(1,)",
+    "--config.log_every=1",
+    "--config.monitor.every_steps=0",
+    "--config.monitor.train_examples=500",
+    "--config.monitor.test_examples=200",
+    "--config.evaluate.train_examples=500",
+    "--config.evaluate.test_examples=200",
+    "--config.checkpoint.every_steps=4",
+    "--config.report=False",
+    "--config.cpu_devices=4",
+)
+
+
+def arguments(workdir, *more):
+    cache = jax.config.jax_compilation_cache_dir
+    return [*TINY, f"--config.compile_cache={cache}", f"--workdir={workdir}", *more]
+
+
+def run(workdir, *more):
+    """Runs in this process, on its four devices; returns the exit code."""
+    return main.main(arguments(workdir, *more))
+
+
+def start(workdir, *more, **kwargs):
+    """Starts a process of its own."""
+    command = [sys.executable, "-m", "ssl_jax.main", *arguments(workdir, *more)]
+    return subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **kwargs,
+    )
