@@ -13,7 +13,11 @@ STEPS = 20
 SGD = (
     f"--config.steps={STEPS}",
     "--config.optimizer.name=sgd",
-    "--config.optimizer.learning_rate=0.05",
+    # Rounding grows tenfold a step where training is chaotic: with momentum at this rate, or with
+    # the tiny initial weights of the official projector in front of a BatchNorm.
+    "--config.optimizer.learning_rate=0.01",
+    "--config.optimizer.momentum=0.0",
+    "--config.method.projector.initial=torch",
     "--config.checkpoint.every_steps=0",
 )
 
@@ -61,7 +65,8 @@ def test_two_processes_of_two_devices_equal_one(single, tmp_path):
 
 
 def test_micro_batches_on_four_devices_equal_one(tmp_path):
-    accumulate = "--config.accumulate=2"
-    reference = on_one_device(tmp_path / "one", accumulate)
-    assert tiny_run.run(tmp_path / "four", *SGD, accumulate) == 0
+    # Half the rows in a BatchNorm: chaotic at the rate above.
+    accumulate = ("--config.accumulate=2", "--config.optimizer.learning_rate=0.002")
+    reference = on_one_device(tmp_path / "one", *accumulate)
+    assert tiny_run.run(tmp_path / "four", *SGD, *accumulate) == 0
     np.testing.assert_allclose(losses(tmp_path / "four"), reference, rtol=1e-5)
