@@ -66,7 +66,7 @@ def test_two_processes_of_two_devices_equal_one(single, tmp_path):
 
 def test_micro_batches_on_four_devices_equal_one(tmp_path):
     # Half the rows in a BatchNorm: chaotic at the rate above.
-    accumulate = ("--config.accumulate=2", "--config.optimizer.learning_rate=0.002")
+    accumulate = ("--config.accumulate=2", "--config.optimizer.learning_rate=0.0005")
     reference = on_one_device(tmp_path / "one", *accumulate)
     assert tiny_run.run(tmp_path / "four", *SGD, *accumulate) == 0
     np.testing.assert_allclose(losses(tmp_path / "four"), reference, rtol=1e-5)
