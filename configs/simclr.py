@@ -92,6 +92,8 @@ def digits() -> ConfigDict:
         {"name": "resnet", "blocks": (1, 1, 1), "width": 32, "stem": "small", "dtype": "float32"}
     )
     c.method = method(temperature=0.2, hidden=256, layers=2, loss_scale=1.0)
+    # The official N(0, 0.01²) wants LARS; AdamW moves such weights by their own size at once.
+    c.method.projector.initial = "torch"
     c.views.both = ConfigDict(policies.make("digits", 28)._asdict())
     c.optimizer = optimizers.defaults()
     c.optimizer.name = "adamw"

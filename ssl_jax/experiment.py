@@ -49,9 +49,7 @@ class Experiment(NamedTuple):
     encode: Callable[[Any, Any], dict[str, jax.Array]]
 
 
-def assemble(
-    config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | None
-) -> Experiment:
+def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | None) -> Experiment:
     """Opens the data, makes the method, the devices, the optimizer, and compiles lazily.
 
     Raises:

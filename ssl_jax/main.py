@@ -1,6 +1,6 @@
 """Flags → config → job. Nothing else.
 
-    python -m ssl_jax.main --config configs/simclr.py:imagenet --workdir W --config.batch=1024
+python -m ssl_jax.main --config configs/simclr.py:imagenet --workdir W --config.batch=1024
 """
 
 import importlib

@@ -164,11 +164,7 @@ def compile_rows(f: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any
         return gather(f(whole, rows), AXIS)
 
     mapped = jax.jit(
-        jax.shard_map(
-            gathered, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(), check_vma=False
-        )
+        jax.shard_map(gathered, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(), check_vma=False)
     )
-    put = functools.partial(
-        jax.make_array_from_process_local_data, NamedSharding(mesh, P(AXIS))
-    )
+    put = functools.partial(jax.make_array_from_process_local_data, NamedSharding(mesh, P(AXIS)))
     return lambda whole, rows: mapped(whole, jax.tree.map(put, rows))

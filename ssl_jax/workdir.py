@@ -1,6 +1,6 @@
 """The folder of a run: what lies where, and how its small files are written.
 
-    config.json  metrics.jsonl  events.*  checkpoints/  report/  result.json
+config.json  metrics.jsonl  events.*  checkpoints/  report/  result.json
 """
 
 import json

@@ -9,9 +9,7 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update(
     "jax_compilation_cache_dir",
-    os.environ.get(
-        "SSL_JAX_TEST_CACHE", str(pathlib.Path(__file__).parents[1] / ".cache" / "xla")
-    ),
+    os.environ.get("SSL_JAX_TEST_CACHE", str(pathlib.Path(__file__).parents[1] / ".cache" / "xla")),
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

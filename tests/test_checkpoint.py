@@ -30,9 +30,7 @@ def whole():
 
 def like(**arguments):
     shapes = jax.eval_shape(lambda: create(**arguments))
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole()), shapes
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole()), shapes)
 
 
 def encoder(state):

@@ -152,9 +152,7 @@ def neighbours(
     )
     for start in range(0, n, bank_block):
         rows = _pad(bank[start : start + bank_block], bank_block, 0.0)
-        labels = _pad(
-            np.asarray(bank_labels[start : start + bank_block], np.int32), bank_block, -1
-        )
+        labels = _pad(np.asarray(bank_labels[start : start + bank_block], np.int32), bank_block, -1)
         best = _merge(best, queries, rows, labels, similarity)
         # Dispatch runs ahead of the device; waiting here keeps at most one block in flight.
         jax.block_until_ready(best)

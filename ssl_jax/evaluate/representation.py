@@ -87,9 +87,7 @@ def judge(
     test, test_labels = query
     near = knn.accuracy(knn.classify(features, labels, test, classes), test_labels)
     line = linear.probe(features, labels, test, test_labels, classes)
-    return Judged(
-        features, test, test_labels, near["top1"], line["top1"], line["top5"], measured
-    )
+    return Judged(features, test, test_labels, near["top1"], line["top1"], line["top5"], measured)
 
 
 def pixels(part: Part, batch: int = 1_000) -> tuple[np.ndarray, np.ndarray]:

@@ -13,11 +13,9 @@ STEPS = 20
 SGD = (
     f"--config.steps={STEPS}",
     "--config.optimizer.name=sgd",
-    # Rounding grows tenfold a step where training is chaotic: with momentum at this rate, or with
-    # the tiny initial weights of the official projector in front of a BatchNorm.
+    # Rounding grows tenfold a step where training is chaotic: with momentum at this rate.
     "--config.optimizer.learning_rate=0.01",
     "--config.optimizer.momentum=0.0",
-    "--config.method.projector.initial=torch",
     "--config.checkpoint.every_steps=0",
 )
 

@@ -1,4 +1,4 @@
-"""Own pictures: a folder of 300 in every format, five of them broken, pretrains and names the five."""
+"""Own pictures: 300 in every format, five of them broken; the five are named, the run goes on."""
 
 import json
 

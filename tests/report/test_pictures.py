@@ -56,9 +56,7 @@ def test_curves_mark_values_that_are_not_finite(tmp_path):
 def test_curves_with_a_line_to_compare_with(tmp_path):
     panel = pictures.PANELS[1]
     pictures.curves(tmp_path / "plain.png", RECORDS, [panel])
-    pictures.curves(
-        tmp_path / "line.png", RECORDS, [panel._replace(lines=(("raw pixels", 0.9),))]
-    )
+    pictures.curves(tmp_path / "line.png", RECORDS, [panel._replace(lines=(("raw pixels", 0.9),))])
     plain, line = pixels(tmp_path / "plain.png"), pixels(tmp_path / "line.png")
     assert (plain != line).any()
 

@@ -1,0 +1,84 @@
+"""The hot loop: hooks at their steps, no hidden transfers, no second trace."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toy_method
+
+from ssl_jax import parallel
+from ssl_jax.methods.protocol import Run
+from ssl_jax.train import loop
+from ssl_jax.train.state import make_create
+from ssl_jax.train.step import make_step
+
+RUN = Run(examples=64, batch=16, steps_per_epoch=4, total_steps=10)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    method, optimizer, mesh = toy_method.make(), optax.sgd(0.1), parallel.mesh()
+    traces = []
+
+    def counted(*arguments):
+        traces.append(1)
+        return method.loss(*arguments)
+
+    local = {"image": jax.ShapeDtypeStruct((4, 4, 4, 1), jnp.uint8)}
+    create = jax.jit(
+        make_create(method, lambda _: optimizer, local), out_shardings=parallel.replicated(mesh)
+    )
+    one = make_step(method._replace(loss=counted), optimizer, RUN, lambda step: 0.1)
+    return create, parallel.compile_step(one, mesh), mesh, traces
+
+
+def run(parts, start=0, stop=10, stop_after=None, every=loop.Every(3, 4, 5)):  # noqa: B008
+    create, step, mesh, _ = parts
+    seen = {"log": [], "monitor": [], "checkpoint": []}
+    asked = []
+    state = create(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (stop, 1, 16, 4, 4, 1), dtype=np.uint8)
+
+    def wants_to_stop():
+        asked.append(1)
+        return stop_after is not None and len(asked) >= stop_after
+
+    hooks = loop.Hooks(
+        log=lambda done, metrics: seen["log"].append((done, metrics)),
+        monitor=lambda state: seen["monitor"].append(int(jax.device_get(state.step))),
+        checkpoint=lambda state: seen["checkpoint"].append(int(jax.device_get(state.step))),
+        stop=wants_to_stop,
+    )
+    batches = (parallel.put_batch({"image": x}, mesh) for x in images[start:])
+    with jax.transfer_guard("disallow"):
+        state, done = loop.train(
+            step, state, batches, start=start, stop=stop, rows=16, every=every, hooks=hooks
+        )
+    return state, done, seen
+
+
+def test_hooks_are_called_at_their_steps_and_nothing_else_leaves_the_device(parts):
+    state, done, seen = run(parts)
+    assert done == int(state.step) == 10
+    assert [d for d, _ in seen["log"]] == [3, 6, 9, 10]
+    assert seen["monitor"] == [4, 8] and seen["checkpoint"] == [5], "the end is the caller's"
+    for _, metrics in seen["log"]:
+        assert all(isinstance(v, float) for v in metrics.values())
+        assert metrics["images_per_second"] > 0 and np.isfinite(metrics["loss"])
+    assert len(parts[3]) == 1, "traced once"
+
+
+def test_logged_values_are_those_of_their_step(parts):
+    _, _, every_step = run(parts, every=loop.Every(1, 0, 0))
+    _, _, seldom = run(parts, every=loop.Every(5, 0, 0))
+    at = {d: m["loss"] for d, m in every_step["log"]}
+    assert {d: m["loss"] for d, m in seldom["log"]} == {5: at[5], 10: at[10]}
+    assert every_step["monitor"] == every_step["checkpoint"] == []
+
+
+def test_a_request_to_stop_ends_after_the_step_and_logs_what_is_pending(parts):
+    state, done, seen = run(parts, stop_after=7)
+    assert done == int(state.step) == 7
+    assert [d for d, _ in seen["log"]] == [3, 6]
