@@ -101,24 +101,22 @@ def views_sheet(
 
 def embedding(
     path: str | os.PathLike,
-    features: np.ndarray,
+    places: np.ndarray,
     labels: np.ndarray | None,
     classes: int | Sequence[str],
     title: str = "Features of the test images",
-    points: int = 1000,
 ) -> None:
-    """A two-dimensional picture of features (t-SNE), coloured by label where there is one.
+    """A two-dimensional picture of features, coloured by label where there is one.
 
     Args:
       path: PNG to write.
-      features: float [n, d].
+      places: float [n, 2], from `project`.
       labels: int [n] (-1: none, drawn in grey), or None.
       classes: their number or names.
       title: above it.
-      points: at most so many rows are drawn, evenly spaced; time grows with it (seconds).
     """
     with _figure(path, 5.6, 5.6) as figure:
-        _scatter(figure.add_subplot(), features, labels, classes, title, points)
+        _scatter(figure.add_subplot(), places, labels, classes, title)
 
 
 def spectrum(
@@ -170,14 +168,13 @@ def summary(
     title: str = "",
     captions: tuple[str, str] = ("before training", "after training, without labels"),
     panels: Sequence[Panel] = PANELS[:2],
-    points: int = 1000,
 ) -> None:
     """The whole run in one picture: views, curves, and the features before and after.
 
     Args:
       path: PNG to write.
-      untrained, learned: float [n, d] features of the same images.
-      labels, classes, points: as for `embedding`.
+      untrained, learned: float [n, 2], features of the same images, from `project`.
+      labels, classes: as for `embedding`.
       records: as for `curves`.
       images, views, mean, std: as for `views_sheet`; as many rows as fit (six) are drawn.
       title: above all.
@@ -189,11 +186,11 @@ def summary(
     with _figure(path, 13.2, 4.35 + 0.35 * bool(title), title) as figure:
         left, middle, right = figure.subfigures(1, 3, width_ratios=[2.85, 7.65, 2.7])
         _sheet(left, images[:rows], views[:rows, :columns], mean, std)
-        for index, (features, caption) in enumerate(
+        for index, (places, caption) in enumerate(
             zip((untrained, learned), captions, strict=True)
         ):
             ax = middle.add_subplot(1, 2, index + 1)
-            _scatter(ax, features, labels, classes, caption, points)
+            _scatter(ax, places, labels, classes, caption)
         for index, panel in enumerate(panels):
             _curve(right.add_subplot(len(panels), 1, index + 1), records, panel)
 
@@ -290,11 +287,9 @@ def _curve(ax, records, panel):
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
 
 
-def _scatter(ax, features, labels, classes, title, points):
+def _scatter(ax, xy, labels, classes, title):
     names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
-    rows = np.unique(np.linspace(0, len(features) - 1, min(points, len(features))).astype(int))
-    xy = project(np.asarray(features)[rows])
-    label = np.full(len(rows), -1) if labels is None else np.asarray(labels)[rows]
+    label = np.full(len(xy), -1) if labels is None else np.asarray(labels)
     if len(names) <= len(CLASSES):
         colors = CLASSES
     else:  # more than can be told apart: neighbours in the list get neighbouring colours
@@ -302,7 +297,7 @@ def _scatter(ax, features, labels, classes, title, points):
 
         colors = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(names)))
     color = [colors[i] if i >= 0 else "#9aa0a8" for i in label]
-    size = float(np.clip(16000 / len(rows), 6, 40))
+    size = float(np.clip(16000 / len(xy), 6, 40))
     ax.scatter(*xy.T, c=color, s=size, alpha=0.8, linewidths=0)
     if len(names) <= 20:
         _name_classes(ax, xy, label, names, colors)

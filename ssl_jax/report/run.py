@@ -15,6 +15,7 @@ from ssl_jax.report import console, logs, pictures
 from ssl_jax.train.state import TrainState
 
 ROWS = {"pixels": "raw pixels", "untrained": "untrained encoder", "learned": "learned features"}
+POINTS = 1_000  # of the embedding; t-SNE takes seconds
 COLUMNS = {"knn_top1": "kNN", "linear_top1": "linear"}
 
 
@@ -23,14 +24,19 @@ def draw(e: Experiment, judged: Mapping[str, Judged], folder: pathlib.Path) -> N
 
     Args:
       e: the run.
-      judged: 'untrained' and 'learned'.
+      judged: 'pixels', 'untrained' and 'learned'.
       folder: the workdir; its metrics.jsonl is read.
     """
     into = folder / "report"
     into.mkdir(exist_ok=True)
     records = logs.read(folder / "metrics.jsonl")
     title = f"{e.config.method.name} on {e.train.name}"
-    pictures.curves(into / "curves.png", records, title=title)
+    pixels = judged["pixels"].knn_top1
+    accuracy = pictures.PANELS[1]
+    if pixels is not None:
+        accuracy = accuracy._replace(lines=(("raw pixels", pixels),))
+    panels = (pictures.PANELS[0], accuracy, *pictures.PANELS[2:])
+    pictures.curves(into / "curves.png", records, panels, title)
 
     sample = e.train.read(np.linspace(0, e.train.examples - 1, 8).astype(np.int64))["image"]
     sheets = views(e, sample, 6)
@@ -39,17 +45,20 @@ def draw(e: Experiment, judged: Mapping[str, Judged], folder: pathlib.Path) -> N
         mean, std = (_channels(x, sample.shape[-1]) for x in (policy.mean, policy.std))
         pictures.views_sheet(into / file, sample, drawn, mean, std)
 
-    learned, untrained = judged["learned"], judged["untrained"]
     names = e.train.class_names or e.train.classes
-    pictures.embedding(into / "embedding.png", learned.shown, learned.shown_labels, names)
+    shown = len(judged["learned"].shown)
+    rows = np.unique(np.linspace(0, shown - 1, min(shown, POINTS)).astype(int))
+    places = {k: pictures.project(judged[k].shown[rows]) for k in ("untrained", "learned")}
+    labels = judged["learned"].shown_labels[rows]
+    pictures.embedding(into / "embedding.png", places["learned"], labels, names)
     spectra = {name: judged[name].collapse["singular_values"] for name in ("untrained", "learned")}
     pictures.spectrum(into / "spectrum.png", spectra)
     drawn, policy = next(iter(sheets.values()))
     pictures.summary(
         into / "summary.png",
-        untrained.shown,
-        learned.shown,
-        learned.shown_labels,
+        places["untrained"],
+        places["learned"],
+        labels,
         names,
         records,
         sample,
@@ -57,6 +66,7 @@ def draw(e: Experiment, judged: Mapping[str, Judged], folder: pathlib.Path) -> N
         _channels(policy.mean, sample.shape[-1]),
         _channels(policy.std, sample.shape[-1]),
         title=title,
+        panels=panels[:2],
     )
 
 

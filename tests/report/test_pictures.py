@@ -82,16 +82,15 @@ def test_views_are_shown_denormalised(tmp_path, channels):
 @pytest.mark.parametrize("labelled", [True, False])
 def test_embedding(tmp_path, labelled):
     features, labels = blobs()
-    pictures.embedding(
-        tmp_path / "e.png", features, labels if labelled else None, ["cat", "dog", "owl"]
-    )
+    places, names = pictures.project(features), ["cat", "dog", "owl"]
+    pictures.embedding(tmp_path / "e.png", places, labels if labelled else None, names)
     picture = pixels(tmp_path / "e.png")
     assert [has(picture, color, 100) for color in pictures.CLASSES[:3]] == [labelled] * 3
 
 
-def test_embedding_of_many_classes_and_more_points_than_shown(tmp_path):
-    features, _ = blobs(200)
-    pictures.embedding(tmp_path / "e.png", features, np.arange(200) % 50, 50, points=50)
+def test_embedding_of_many_classes(tmp_path):
+    places = np.random.default_rng(0).uniform(-1, 1, (200, 2))
+    pictures.embedding(tmp_path / "e.png", places, np.arange(200) % 50, 50)
     assert pixels(tmp_path / "e.png").size
 
 
@@ -122,10 +121,11 @@ def test_spectrum(tmp_path):
 
 def test_summary(tmp_path):
     features, labels = blobs()
+    places = pictures.project(features)
     images = np.zeros((2, 6, 6, 1), np.uint8)
     views = np.zeros((2, 2, 4, 4, 1), np.float32)
     pictures.summary(
-        tmp_path / "s.png", features[:, ::-1], features, labels, 3, RECORDS, images, views,
+        tmp_path / "s.png", places[:, ::-1], places, labels, 3, RECORDS, images, views,
         [0.5], [0.5], title="a run",
     )  # fmt: skip
     picture = pixels(tmp_path / "s.png")
