@@ -73,6 +73,11 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
     per_epoch = train.examples // config.batch
     total = config.steps if config.steps is not None else round(config.epochs * per_epoch)
     facts = Run(train.examples, config.batch, per_epoch, max(total, 1))
+    if saved is not None and saved.run != facts:
+        raise UserError(
+            f"{train.name} has {facts.examples:,} images, but the run in {config.workdir} began "
+            f"with {saved.run.examples:,}; choose another --workdir, or bring the data back"
+        )
     method = METHODS[config.method.name](config, facts)
 
     micro = config.batch // config.accumulate
@@ -127,17 +132,21 @@ def introduce(e: Experiment, folder: pathlib.Path) -> None:
     params = jax.eval_shape(e.create, jax.random.key(0)).params
     count = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(params))
     h, w, c = e.train.shape
-    where = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
+    devices = jax.devices()
+    where = f"{len(devices)} {devices[0].platform} device{'s' if len(devices) > 1 else ''}"
     if e.cluster.processes > 1:
         where += f" of {e.cluster.processes} processes"
+    if devices[0].platform == "cpu":
+        where += " (one a core where the batch allows; malloc keeps its pages)"
     images = f"{e.train.examples:,} training" + (
         f" and {e.test.examples:,} test images" if e.test else " images"
     )
     print(f"{e.config.method.name} on {e.train.name}: {images}, {h}×{w}×{c}")
     print(
         f"{e.config.model.name}, {count:,} parameters; {e.run.total_steps:,} steps of "
-        f"{e.config.batch} images on {where}; workdir {folder}"
+        f"{e.config.batch} images; workdir {folder}"
     )
+    print(f"on {where}")
     lines = optimizers.describe(
         e.config.optimizer,
         params,

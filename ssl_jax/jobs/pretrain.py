@@ -104,7 +104,7 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(batches)
-        stop = stack.enter_context(stop_requested())
+        stop = stack.enter_context(stop_requested(e.cluster))
         if leader:
             metrics_file = stack.enter_context(logs.Metrics(folder / "metrics.jsonl", start + 1))
             events = stack.enter_context(logs.Events(folder, start + 1))
@@ -205,10 +205,11 @@ def judge(e: Experiment, state: TrainState) -> dict[str, representation.Judged]:
 
 
 @contextlib.contextmanager
-def stop_requested():
+def stop_requested(cluster: host.Cluster):
     """Within it, SIGTERM and Ctrl-C are noted instead of obeyed. Yields () -> bool.
 
-    A second one is obeyed at once.
+    A second one is obeyed at once. With several processes the first is: they would have to agree
+    on the step to stop at; the run continues from its last checkpoint.
     """
     seen = []
 
@@ -217,6 +218,9 @@ def stop_requested():
         for s, handler in before.items():
             signal.signal(s, handler)
 
+    if cluster.processes > 1:
+        yield lambda: False
+        return
     before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: bool(seen)

@@ -186,9 +186,7 @@ def summary(
     with _figure(path, 13.2, 4.35 + 0.35 * bool(title), title) as figure:
         left, middle, right = figure.subfigures(1, 3, width_ratios=[2.85, 7.65, 2.7])
         _sheet(left, images[:rows], views[:rows, :columns], mean, std)
-        for index, (places, caption) in enumerate(
-            zip((untrained, learned), captions, strict=True)
-        ):
+        for index, (places, caption) in enumerate(zip((untrained, learned), captions, strict=True)):
             ax = middle.add_subplot(1, 2, index + 1)
             _scatter(ax, places, labels, classes, caption)
         for index, panel in enumerate(panels):

@@ -111,7 +111,7 @@ def result(
     return {
         "job": "pretrain",
         "method": e.config.method.name,
-        "dataset": e.train.name,
+        "dataset": e.config.data.source,
         "seed": e.config.seed,
         "steps": int(state.step),
         "batch": e.config.batch,
@@ -164,11 +164,16 @@ def text(result: Mapping[str, Any], folder: pathlib.Path) -> str:
         f"{result['steps']:,} steps in {console.duration(result['wall_seconds'])}"
         + (f", {speed:,.0f} images/s" if speed else ""),
         f"checkpoint  {folder / 'checkpoints' / str(result['steps'])}",
-        f"curves      {folder / 'report' / 'curves.png'}",
-        f"report      {folder / 'report' / 'summary.png'}",
-        "probe       python -m ssl_jax.main --config configs/linear.py "
-        f"--config.checkpoint={folder}",
     ]
+    if (folder / "report" / "summary.png").exists():
+        lines += [
+            f"curves      {folder / 'report' / 'curves.png'}",
+            f"report      {folder / 'report' / 'summary.png'}",
+        ]
+    lines.append(
+        "probe       python -m ssl_jax.main --config configs/linear.py "
+        f"--config.checkpoint={folder}"
+    )
     return "\n".join(lines)
 
 
