@@ -158,6 +158,30 @@ def introduce(e: Experiment, folder: pathlib.Path) -> None:
     print(*lines, sep="\n")
 
 
+def compile_step(e: Experiment) -> Callable[[Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """Compiles the step before there is a state or a batch.
+
+    Returns:
+      what `e.step` is, without the wait at its first call.
+    """
+    h, w, c = e.train.shape
+    k, rows = e.config.accumulate, e.config.batch // e.config.accumulate
+    batch = {
+        "image": jax.ShapeDtypeStruct((k, rows, h, w, c), jnp.uint8),
+        "index": jax.ShapeDtypeStruct((k, rows), jnp.int32),
+        "label": jax.ShapeDtypeStruct((k, rows), jnp.int32),
+    }
+    batch = parallel.like_batch(batch, e.mesh, e.config.parallel)
+    return e.step.lower(like(e), batch).compile()
+
+
+def like(e: Experiment) -> TrainState:
+    """Shapes, dtypes and places of the run's state."""
+    shapes = jax.eval_shape(e.create, jax.random.key(e.config.seed))
+    whole = parallel.replicated(e.mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
+
+
 def begin(e: Experiment, manager) -> tuple[TrainState, int]:
     """A fresh state, or the newest checkpoint's.
 
@@ -167,11 +191,7 @@ def begin(e: Experiment, manager) -> tuple[TrainState, int]:
     latest = manager.latest_step()
     if latest is None:
         return e.create(jax.random.key(e.config.seed)), 0
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.replicated(e.mesh)),
-        jax.eval_shape(e.create, jax.random.key(e.config.seed)),
-    )
-    state = checkpoint.restore(manager, latest, like)
+    state = checkpoint.restore(manager, latest, like(e))
     if e.cluster.process == 0:
         print(f"continuing at step {latest:,}")
     return state, latest

@@ -148,6 +148,26 @@ def put_batch(batch: Any, mesh: Mesh, mode: str = "shard_map") -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def like_batch(batch: Any, mesh: Mesh, mode: str = "shard_map") -> Any:
+    """Shapes of what `put_batch` returns, to compile a step ahead of its first batch.
+
+    Args:
+      batch: pytree of shapes [k, B, …], the global batch.
+      mesh, mode: as for `put_batch`.
+    """
+
+    def like(x):
+        k, rows, *rest = x.shape
+        if mode == "pmap":
+            devices = mesh.devices.size
+            shape, spec = (devices, k, rows // devices, *rest), P(AXIS)
+        else:
+            shape, spec = x.shape, P(None, AXIS)
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(like, batch)
+
+
 def compile_rows(f: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
     """Compiles `f(whole, rows) -> rows`, where every row is computed on its own.
 

@@ -1,5 +1,6 @@
 """Pretraining: images in, a probed checkpoint out. Read it top to bottom."""
 
+import concurrent.futures
 import contextlib
 import pathlib
 import signal
@@ -15,7 +16,7 @@ from ssl_jax import config as configs
 from ssl_jax.data import loader
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate import collapse, encoder, knn, representation
-from ssl_jax.experiment import Experiment, assemble, begin, introduce
+from ssl_jax.experiment import Experiment, assemble, begin, compile_step, introduce
 from ssl_jax.report import console, logs
 from ssl_jax.report import run as report
 from ssl_jax.train import loop
@@ -64,13 +65,18 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         devices = jax.local_device_count()
         workdir.write_config(folder, workdir.Saved(config, experiment.run, devices))
     with checkpoint.open_manager(folder / "checkpoints", config.checkpoint.keep) as manager:
-        state, start = begin(experiment, manager)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            # XLA compiles on one core: the baseline that needs no network takes the other.
+            compiling = pool.submit(compile_step, experiment)
+            state, start = begin(experiment, manager)
+            pixels = judge_pixels(experiment)
+            experiment = experiment._replace(step=compiling.result())
         state, done, knn_top1 = learn(experiment, state, start, manager, folder)
         checkpoint.save(manager, state, knn_top1)
     if done < experiment.run.total_steps:
         print(f"stopped and saved at step {done}; the same command continues")
         return EXIT_STOPPED
-    judged = judge(experiment, state)
+    judged = {"pixels": pixels, **judge(experiment, state)}
     if leader:
         if config.report:
             report.draw(experiment, judged, folder)
@@ -183,25 +189,36 @@ def look(e: Experiment, state: TrainState) -> dict[str, Any]:
     return seen
 
 
+def judge_pixels(e: Experiment) -> representation.Judged:
+    """The baseline of probes on raw pixels."""
+    parts = evaluated(e)
+    seen = [representation.pixels(part) if part else None for part in parts]
+    return representation.judge(*seen, e.train.classes)
+
+
 def judge(e: Experiment, state: TrainState) -> dict[str, representation.Judged]:
-    """Pixels, the untrained encoder and the learned one, by the same probes on the same images."""
-    c = e.config.evaluate
-    parts = representation.split(e.train, e.test, c.train_examples, c.test_examples)
+    """The untrained encoder and the learned one, by the same probes on the same images."""
     fresh = e.create(jax.random.key(e.config.seed))
     encoders = {
         "untrained": e.method.encoder(fresh.params, fresh.state),
         "learned": e.method.encoder(state.params, state.state),
     }
-    classes = e.train.classes
-    seen = [representation.pixels(part) if part else None for part in parts]
-    judged = {"pixels": representation.judge(*seen, classes)}
+    judged = {}
     for name, variables in encoders.items():
         seen = [
-            encoder.extract(e.encode, variables, *part, c.batch, e.cluster) if part else None
-            for part in parts
+            encoder.extract(e.encode, variables, *part, e.config.evaluate.batch, e.cluster)
+            if part
+            else None
+            for part in evaluated(e)
         ]
-        judged[name] = representation.judge(*seen, classes)
+        judged[name] = representation.judge(*seen, e.train.classes)
     return judged
+
+
+def evaluated(e: Experiment) -> tuple[representation.Part, representation.Part | None]:
+    """The rows that the final probes learn from and are judged on."""
+    c = e.config.evaluate
+    return representation.split(e.train, e.test, c.train_examples, c.test_examples)
 
 
 @contextlib.contextmanager
