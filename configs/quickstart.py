@@ -11,7 +11,7 @@ from ssl_jax import config as configs
 
 
 def get_config() -> ConfigDict:
-    """`configs/simclr.py:digits`, 14 epochs."""
+    """`configs/simclr.py:digits`, 18 epochs."""
     c, _ = configs.load("configs/simclr.py:digits")
-    c.epochs = 14.0
+    c.epochs = 18.0
     return c
