@@ -1,8 +1,8 @@
 """What the process arranges before JAX starts: memory pages, CPU devices, compilation cache.
 
-Measured in docs/performance.md: XLA on CPU spreads one program poorly over the cores, so the
-library's own data parallelism, one device a core, is the fast way; and glibc, by default, gives
-every large buffer back to the kernel and faults its pages in again at the next step.
+XLA on CPU spreads one program poorly over the cores, so the library's own data parallelism, one
+device a core, is the fast way; and glibc, by default, gives every large buffer back to the kernel
+and faults its pages in again at the next step. `python -m benchmarks.cpu_step` measures both.
 """
 
 import ctypes
