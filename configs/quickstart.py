@@ -1,4 +1,4 @@
-"""Quickstart: SimCLR on 4,000 handwritten digits without labels, in two minutes on two cores.
+"""Quickstart: SimCLR on 4,000 handwritten digits without labels, in minutes on two cores.
 
     python -m ssl_jax.main --config configs/quickstart.py
 
