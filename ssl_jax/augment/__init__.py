@@ -1,10 +1,11 @@
 """On-device augmentation: batched, pure, uint8 in, float32 out, noise by example.
 
 `make` gives a policy by name, `apply` a random view of every image (inside jit, the policy static,
-keys [b]), `evaluate` the deterministic view of probing.
+keys [b]), `crops` several of them side by side, `evaluate` the deterministic view of probing.
 """
 
+from ssl_jax.augment.crops import crops
 from ssl_jax.augment.pipeline import apply, evaluate
 from ssl_jax.augment.policies import Policy, make
 
-__all__ = ["Policy", "apply", "evaluate", "make"]
+__all__ = ["Policy", "apply", "crops", "evaluate", "make"]

@@ -5,13 +5,12 @@ Representations", algorithm 1; google-research/simclr tf2/objective.py and tf2/m
 """
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, models, parallel
+from ssl_jax import augment, models
 from ssl_jax.losses import contrastive
 from ssl_jax.methods.protocol import Method, Run
-from ssl_jax.models import heads
+from ssl_jax.models import heads, network
 
 
 def make(config: ConfigDict, run: Run) -> Method:
@@ -34,52 +33,22 @@ def make(config: ConfigDict, run: Run) -> Method:
     chunk = chunk or None
 
     def views(key, batch, ctx):
-        image = batch["image"]
-        b = len(image)
-        keys = parallel.example_keys(key, b, ctx.axis)
-        keys = jax.vmap(lambda k: jax.random.split(k, 2))(keys)  # [b, 2]
-        # Both views of an image stand side by side: a row stays on its device when they are
-        # joined, also where `jit` splits the global batch.
-        twice = jnp.repeat(image, 2, axis=0)  # [2b, H, W, C]
-        drawn = augment.apply(policy, keys.reshape(-1), twice)
-        return drawn.reshape(b, 2, *drawn.shape[1:])
+        return augment.crops((policy, policy), key, batch["image"], ctx.axis)  # [b, 2, s, s, C]
 
     def init(key, views):
-        x = views[:, 0]
         encoder_key, projector_key = jax.random.split(key)
-        at_encoder = encoder.init(encoder_key, x, train=False)
-        h = encoder.apply(at_encoder, x, train=False)
-        at_projector = projector.init(projector_key, h, train=False)
-        params = {"encoder": at_encoder["params"], "projector": at_projector["params"]}
-        state = {
-            "encoder": at_encoder.get("batch_stats", {}),
-            "projector": at_projector.get("batch_stats", {}),
-        }
-        return params, state
+        f, h = network.create(encoder, encoder_key, views[:, 0])
+        g, _ = network.create(projector, projector_key, h)
+        params = {"encoder": f["params"], "projector": g["params"]}
+        return params, {"encoder": f["batch_stats"], "projector": g["batch_stats"]}
 
     def loss(params, state, views, ctx):
-        x = views.reshape(-1, *views.shape[2:])  # [b, 2, h, w, C] -> [2b, h, w, C]
-        f, g = encoder.clone(axis=ctx.axis), projector.clone(axis=ctx.axis)
-        h, after_f = f.apply(
-            {"params": params["encoder"], "batch_stats": state["encoder"]},
-            x,
-            train=True,
-            mutable=["batch_stats"],
-        )
-        z, after_g = g.apply(
-            {"params": params["projector"], "batch_stats": state["projector"]},
-            h,
-            train=True,
-            mutable=["batch_stats"],
-        )
+        x = views.reshape(-1, *views.shape[2:])  # [b, 2, s, s, C] -> [2b, s, s, C]
+        h, f = network.forward(encoder, params["encoder"], state["encoder"], x, ctx.axis)
+        z, g = network.forward(projector, params["projector"], state["projector"], h, ctx.axis)
         z = z.reshape(-1, 2, z.shape[-1])  # [2b, d] -> [b, 2, d]
-        z1, z2 = z[:, 0], z[:, 1]
-        value, metrics = contrastive.ntxent_metrics(z1, z2, temperature, ctx.axis, chunk)
-        state = {
-            "encoder": after_f.get("batch_stats", {}),
-            "projector": after_g.get("batch_stats", {}),
-        }
-        return scale * value, (state, metrics)
+        value, metrics = contrastive.ntxent_metrics(z[:, 0], z[:, 1], temperature, ctx.axis, chunk)
+        return scale * value, ({"encoder": f, "projector": g}, metrics)
 
     return Method(
         views=views,
