@@ -1,6 +1,7 @@
 """The end of a pretraining run: its pictures, its result.json, and what is said of them."""
 
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,6 +118,7 @@ def result(
         "batch": e.config.batch,
         "images_per_second": float(np.median(speeds)) if speeds else None,
         "wall_seconds": wall_seconds,  # of the process that finished the run
+        "peak_memory_bytes": peak_memory(),  # of one device, or of the process where that is a CPU
         "resumed_at": resumed_at,
         "skipped_steps": int(state.skipped),
         "unreadable_pictures": len(e.train.bad()),
@@ -175,6 +177,18 @@ def text(result: Mapping[str, Any], folder: pathlib.Path) -> str:
         f"--config.checkpoint={folder}"
     )
     return "\n".join(lines)
+
+
+def peak_memory() -> int | None:
+    """The most that was held, bytes: on the first device; for CPU devices by the process."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("peak_bytes_in_use")
+    if sys.platform != "linux":  # elsewhere ru_maxrss has another unit
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def versions() -> dict[str, str]:

@@ -35,6 +35,7 @@ def wait_for(path, process, seconds=120):
 
 def test_a_run_leaves_all_that_is_promised(finished):
     r = result(finished)
+    assert 2**27 < r["peak_memory_bytes"] < 2**35
     assert r["images_per_second"] > 0 and r["wall_seconds"] > 0 and r["seed"] == 0
     assert "digits" in r["dataset"] and 0.1 < r["knn_top1"] <= 1 and 0.1 < r["linear_top1"] <= 1
     assert (r["job"], r["method"], r["steps"], r["batch"]) == ("pretrain", "simclr", 12, 64)
