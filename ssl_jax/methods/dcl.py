@@ -1,0 +1,66 @@
+"""DCL and DCLW (Yeh et al. 2022, "Decoupled Contrastive Learning", equations 5 to 7;
+raminnakhli/Decoupled-Contrastive-Learning loss/dcl.py).
+
+    two views of every image → encoder → projector → attract the positive | repel all other images
+
+SimCLR in everything but the loss, whose denominator leaves the positive out.
+"""
+
+import jax
+from ml_collections import ConfigDict
+
+from ssl_jax import augment, models
+from ssl_jax.losses import decoupled
+from ssl_jax.methods.protocol import Method, Run
+from ssl_jax.models import heads, network
+
+
+def make(config: ConfigDict, run: Run) -> Method:
+    """DCL.
+
+    Args:
+      config: `config.method` holds
+          temperature: τ;
+          weighted: True for DCLW: positives weighted by how little they agree yet;
+          sigma: σ of those weights, 0.5 in the paper;
+          projector: fields of `heads.MLP`;
+          loss_scale: factor on the mean over the 2B rows. The code sums the two directions, which
+            is 2;
+        `config.views.both` the augmentation of both views, `config.model` the encoder.
+      run: not used.
+    """
+    encoder = models.make(config.model)
+    projector = heads.MLP(**config.method.projector, dtype=encoder.dtype)
+    policy = augment.make("none", **config.views.both)
+    temperature, scale = config.method.temperature, config.method.loss_scale
+    sigma = config.method.sigma if config.method.weighted else None
+
+    def views(key, batch, ctx):
+        return augment.crops((policy, policy), key, batch["image"], ctx.axis)  # [b, 2, s, s, C]
+
+    def init(key, views):
+        encoder_key, projector_key = jax.random.split(key)
+        f, h = network.create(encoder, encoder_key, views[:, 0])
+        g, _ = network.create(projector, projector_key, h)
+        params = {"encoder": f["params"], "projector": g["params"]}
+        return params, {"encoder": f["batch_stats"], "projector": g["batch_stats"]}
+
+    def loss(params, state, views, ctx):
+        x = views.reshape(-1, *views.shape[2:])  # [b, 2, s, s, C] -> [2b, s, s, C]
+        h, f = network.forward(encoder, params["encoder"], state["encoder"], x, ctx.axis)
+        z, g = network.forward(projector, params["projector"], state["projector"], h, ctx.axis)
+        z = z.reshape(-1, 2, z.shape[-1])  # [2b, d] -> [b, 2, d]
+        value, metrics = decoupled.dcl(z[:, 0], z[:, 1], temperature, sigma, ctx.axis)
+        return scale * value, ({"encoder": f, "projector": g}, metrics)
+
+    return Method(
+        views=views,
+        init=init,
+        loss=loss,
+        after_step=lambda params, state, ctx: (params, state),
+        labels=lambda params: jax.tree.map(lambda _: "default", params),
+        encoder=lambda params, state: {
+            "params": params["encoder"],
+            "batch_stats": state["encoder"],
+        },
+    )
