@@ -1,7 +1,43 @@
 """The methods by name. Each is one file with one constructor: make(config, run) -> Method."""
 
-from ssl_jax.methods import simclr
+from ssl_jax.methods import (
+    barlow_twins,
+    byol,
+    dcl,
+    deepcluster_v2,
+    dino,
+    jigsaw,
+    mae,
+    moco_v1,
+    moco_v2,
+    moco_v3,
+    npid,
+    ressl,
+    rotation,
+    sela_v2,
+    simclr,
+    simsiam,
+    swav,
+    vicreg,
+)
 
 METHODS = {
     "simclr": simclr.make,
+    "byol": byol.make,
+    "simsiam": simsiam.make,
+    "barlow_twins": barlow_twins.make,
+    "dcl": dcl.make,
+    "vicreg": vicreg.make,
+    "moco_v1": moco_v1.make,
+    "moco_v2": moco_v2.make,
+    "moco_v3": moco_v3.make,
+    "ressl": ressl.make,
+    "dino": dino.make,
+    "npid": npid.make,
+    "mae": mae.make,
+    "rotation": rotation.make,
+    "jigsaw": jigsaw.make,
+    "deepcluster_v2": deepcluster_v2.make,
+    "sela_v2": sela_v2.make,
+    "swav": swav.make,
 }

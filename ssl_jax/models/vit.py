@@ -220,11 +220,16 @@ class ViT(nn.Module):
         if self.pool == "token" and not self.token:
             raise UserError("model.pool 'token' needs model.token True; or choose pool 'mean'")
 
-    def embed(self, x: jax.Array) -> jax.Array:
+    def embed(
+        self, x: jax.Array, mask: jax.Array | None = None, mask_token: jax.Array | None = None
+    ) -> jax.Array:
         """Patch tokens with their positions, without the class token.
 
         Args:
           x: float [b, h, w, C].
+          mask: bool [b, N]; where true, `mask_token` stands in for the patch, at its position
+            (BEiT, SimMIM). None: nowhere.
+          mask_token: [D].
 
         Returns:
           [b, N, D] of `dtype`, N = (h/p)·(w/p), row by row.
@@ -233,6 +238,8 @@ class ViT(nn.Module):
         tokens = self.patch_embed(patchify(x, self.patch))  # [b, N, p·p·C] -> [b, N, D]
         if self.freeze_patch:
             tokens = lax.stop_gradient(tokens)
+        if mask is not None:
+            tokens = jnp.where(mask[..., None], mask_token.astype(self.dtype), tokens)
         positions = resample(self.table[int(self.token) :], height, width)
         return tokens + positions.astype(self.dtype)
 

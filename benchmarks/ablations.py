@@ -1,0 +1,83 @@
+"""Where the papers say that a method collapses: short runs on the digits, with and without.
+
+    python -m benchmarks.ablations [--methods simsiam] [--steps 200] [--seed 0]
+
+One run after the other, each `python -m ssl_jax.main --config configs/<method>.py:digits` with a
+switch, in a process of its own under --runs; a finished run is not repeated. Prints, for each, the
+spread and the rank of the encoder's features, kNN, and the alarm that the run itself raised.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+
+# method -> [(what is done to it, the switches)]; the first is the method as published.
+ABLATIONS = {
+    "simsiam": [
+        ("as published", ()),
+        ("no stop-gradient", ("method.stop_gradient=False",)),
+        ("no predictor", ("method.predictor={}",)),
+    ],
+    "byol": [
+        ("as published", ()),
+        ("no stop-gradient, no momentum", ("method.stop_gradient=False", "method.momentum=0.0")),
+        ("no predictor, no momentum", ("method.predictor={}", "method.momentum=0.0")),
+        ("no predictor", ("method.predictor={}",)),
+    ],
+    "dino": [
+        ("as published", ()),
+        ("no centring", ("method.centring=none",)),
+        ("no momentum", ("method.momentum=0.0",)),
+    ],
+    "barlow_twins": [
+        ("as published", ()),
+        ("redundancy alone", ("method.invariance=0.0",)),
+        ("invariance alone", ("method.redundancy=0.0",)),
+    ],
+    "swav": [
+        ("as published", ()),
+        ("no Sinkhorn", ("method.sinkhorn=False",)),
+    ],
+}
+
+
+def main() -> None:
+    """Runs what is missing and prints a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs") / "ablations")
+    arguments = parser.parse_args()
+    print("| method | what | std ratio | effective rank | kNN | alarm |\n" + "|---" * 6 + "|")
+    for method in arguments.methods:
+        for what, switches in ABLATIONS[method]:
+            folder = arguments.runs / f"{method}_{what.replace(',', '').replace(' ', '_')}"
+            command = [
+                *(sys.executable, "-m", "ssl_jax.main", "--config", f"configs/{method}.py:digits"),
+                *(f"--config.steps={arguments.steps}", f"--config.seed={arguments.seed}"),
+                *("--config.report=False", f"--workdir={folder}"),
+                *(f"--config.{switch}" for switch in switches),
+            ]
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            if done.returncode:
+                sys.exit(f"{' '.join(command)}\n{done.stdout}")
+            result = json.loads((folder / "result.json").read_text())
+            c = result["collapse"]
+            cells = (
+                method,
+                what,
+                f"{c['feature_std_ratio']:.3f}",
+                f"{c['effective_rank']:.1f}",
+                f"{100 * result['knn_top1']:.1f}",
+                (c["alarm"] or "–").split(":")[0],
+            )
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

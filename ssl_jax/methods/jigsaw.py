@@ -1,0 +1,106 @@
+"""Jigsaw puzzles (Noroozi & Favaro 2016, "Unsupervised Learning of Visual Representations by
+Solving Jigsaw Puzzles"; bbrattoli/JigsawPuzzlePytorch Dataset/JigsawImageLoader.py,
+JigsawNetwork.py and select_permutations.py).
+
+    nine tiles of a view in one of K orders → encoder and projector, tile by tile → all nine
+    joined → head → which order?
+
+Probing hands whole images to the encoder that saw tiles, as transfer does in the paper and VISSL:
+convolutions do not mind the size. Give `evaluate` the mean and deviation of the data, since tiles
+were normalised one by one.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from ssl_jax import augment, models, parallel
+from ssl_jax.augment import tiles
+from ssl_jax.errors import UserError
+from ssl_jax.methods.protocol import Method, Run
+from ssl_jax.models import heads, network
+
+
+def make(config: ConfigDict, run: Run) -> Method:
+    """Jigsaw.
+
+    Args:
+      config: `config.method` holds
+          permutations: number of orders K, the classes;
+          permutation_seed: of their choice (`tiles.permutations`);
+          tile: side of a tile, pixels;
+          jitter: a tile begins from 0 to this many pixels into its cell;
+          projector: widths of the layers of each tile on its own (fc6), () for none;
+          hidden: widths of the layers of all nine joined (fc7), () for none: BatchNorm and ReLU
+            follow each of both, then comes a linear layer to the K orders;
+        `config.views.image` the augmentation of the image before it is cut, `config.model` the
+        encoder.
+      run: not used.
+    """
+    encoder = models.make(config.model)
+    policy = augment.make("none", **config.views.image)
+    count, tile, jitter = (config.method[k] for k in ("permutations", "tile", "jitter"))
+    cell = policy.size // tiles.SIDE
+    if tile < 2 or jitter < 0 or tile + jitter > cell + 1:
+        raise UserError(
+            f"method.tile {tile} and method.jitter {jitter}: at least 2 and 0, and together at "
+            f"most one pixel more than a cell, which has {cell} of the view's {policy.size}"
+        )
+    orders = tiles.permutations(count, config.method.permutation_seed)  # [K, 9], on the host
+    each, joined = tuple(config.method.projector), tuple(config.method.hidden)
+
+    def mlp(widths, norms):
+        return heads.MLP(widths, norms, (True,) * len(widths), dtype=encoder.dtype)
+
+    projector = mlp(each, ("affine",) * len(each))
+    head = mlp((*joined, count), ("affine",) * len(joined) + ("none",))
+
+    def views(key, batch, ctx):
+        image_key, offset_key, order_key = jax.random.split(key, 3)
+        image = augment.crops((policy,), image_key, batch["image"], ctx.axis)[:, 0]
+
+        def draw(key, shape, below):
+            keys = parallel.example_keys(key, len(image), ctx.axis)
+            return jax.vmap(lambda k: jax.random.randint(k, shape, 0, below))(keys)
+
+        offsets = draw(offset_key, (tiles.TILES, 2), jitter + 1)
+        x = tiles.normalise(tiles.cut(image, offsets, tile, jitter))  # [b, 9, t, t, C], in place
+        label = draw(order_key, (), count)
+        return {"tiles": tiles.shuffle(x, jnp.asarray(orders)[label]), "label": label}
+
+    def init(key, views):
+        encoder_key, projector_key, head_key = jax.random.split(key, 3)
+        f, h = network.create(encoder, encoder_key, views["tiles"][:, 0])
+        g, e = network.create(projector, projector_key, h)
+        c, _ = network.create(head, head_key, jnp.tile(e, tiles.TILES))
+        made = {"encoder": f, "projector": g, "head": c}
+        params = {name: variables["params"] for name, variables in made.items()}
+        return params, {name: variables["batch_stats"] for name, variables in made.items()}
+
+    def loss(params, state, views, ctx):
+        def forward(name, net, x):
+            return network.forward(net, params[name], state[name], x, ctx.axis)
+
+        x = views["tiles"].reshape(-1, *views["tiles"].shape[2:])  # [b, 9, t, t, C] -> [9b, …]
+        h, f = forward("encoder", encoder, x)
+        e, g = forward("projector", projector, h)
+        e = nn.relu(e) if each else e
+        logits, c = forward("head", head, e.reshape(-1, tiles.TILES * e.shape[-1]))  # [b, K]
+        label = views["label"]
+        value = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, label))
+        metrics = {"accuracy": jnp.mean(jnp.argmax(logits, 1) == label)}
+        return value, ({"encoder": f, "projector": g, "head": c}, metrics)
+
+    return Method(
+        views=views,
+        init=init,
+        loss=loss,
+        after_step=lambda params, state, ctx: (params, state),
+        labels=lambda params: jax.tree.map(lambda _: "default", params),
+        encoder=lambda params, state: {
+            "params": params["encoder"],
+            "batch_stats": state["encoder"],
+        },
+    )

@@ -1,0 +1,66 @@
+"""RotNet (Gidaris et al. 2018, "Unsupervised Representation Learning by Predicting Image
+Rotations"; gidariss/FeatureLearningRotNet dataloader.py and algorithms/ClassificationModel.py).
+
+    a view in all four rotations → encoder → linear classifier → which of the four?
+
+Views carry their own labels: along the axis of rotations they are 0, 1, 2, 3.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from ssl_jax import augment, models
+from ssl_jax.methods.protocol import Method, Run
+from ssl_jax.models import heads, network
+
+ROTATIONS = 4
+
+
+def make(config: ConfigDict, run: Run) -> Method:
+    """RotNet.
+
+    Args:
+      config: `config.method` holds
+          padding: pixels of 0 around the image before the crop (CIFAR's crop of 32 from 40);
+        `config.views.image` the augmentation, before the rotation; `config.model` the encoder.
+      run: not used.
+    """
+    encoder = models.make(config.model)
+    head = heads.MLP(widths=(ROTATIONS,), norms=("none",), biases=(True,), dtype=encoder.dtype)
+    policy = augment.make("none", **config.views.image)
+    padding = config.method.padding
+
+    def views(key, batch, ctx):
+        image = jnp.pad(batch["image"], ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        x = augment.crops((policy,), key, image, ctx.axis)[:, 0]
+        # Label k: k quarter turns counter-clockwise.
+        return jnp.stack([jnp.rot90(x, k, (1, 2)) for k in range(ROTATIONS)], 1)  # [b, 4, s, s, C]
+
+    def init(key, views):
+        encoder_key, head_key = jax.random.split(key)
+        f, h = network.create(encoder, encoder_key, views[:, 0])
+        g, _ = network.create(head, head_key, h)
+        return {"encoder": f["params"], "head": g["params"]}, {"encoder": f["batch_stats"]}
+
+    def loss(params, state, views, ctx):
+        x = views.reshape(-1, *views.shape[2:])  # [b, 4, s, s, C] -> [4b, s, s, C], one batch
+        h, f = network.forward(encoder, params["encoder"], state["encoder"], x, ctx.axis)
+        logits, _ = network.forward(head, params["head"], {}, h, ctx.axis)  # [4b, 4]
+        labels = jnp.tile(jnp.arange(ROTATIONS), len(views))  # 0 1 2 3 0 1 2 3 …
+        value = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+        accuracy = jnp.mean(jnp.argmax(logits, 1) == labels)
+        return value, ({"encoder": f}, {"accuracy": accuracy})
+
+    return Method(
+        views=views,
+        init=init,
+        loss=loss,
+        after_step=lambda params, state, ctx: (params, state),
+        labels=lambda params: jax.tree.map(lambda _: "default", params),
+        encoder=lambda params, state: {
+            "params": params["encoder"],
+            "batch_stats": state["encoder"],
+        },
+    )
