@@ -18,7 +18,7 @@ ABLATIONS = {
     "simsiam": [
         ("as published", ()),
         ("no stop-gradient", ("method.stop_gradient=False",)),
-        ("no predictor", ("method.predictor={}",)),
+        ("no predictor", ("method.predictor={}", "optimizer.groups={}")),
     ],
     "byol": [
         ("as published", ()),

@@ -3,6 +3,7 @@
     python -m ssl_jax.main --config configs/barlow_twins.py:imagenet
     python -m ssl_jax.main --config configs/barlow_twins.py:cifar10
     python -m ssl_jax.main --config configs/barlow_twins.py:digits
+    python -m ssl_jax.main --config configs/barlow_twins.py:peer
 
 Expected:
     imagenet  linear top-1 73.5 after 1,000 epochs (cited: README of facebookresearch/barlowtwins;

@@ -3,6 +3,7 @@
     python -m ssl_jax.main --config configs/dcl.py:imagenet
     python -m ssl_jax.main --config configs/dcl.py:cifar10
     python -m ssl_jax.main --config configs/dcl.py:digits
+    python -m ssl_jax.main --config configs/dcl.py:peer
     python -m ssl_jax.main --config configs/dcl.py:digits --config.method.weighted=True
 
 Expected:

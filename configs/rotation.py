@@ -5,8 +5,7 @@
     python -m ssl_jax.main --config configs/rotation.py:digits
 
 Expected:
-    imagenet  linear top-1 48.9 (cited: table 2 of PIRL, Misra & van der Maaten 2019, a ResNet-50
-              trained with another recipe; not yet measured here)
+    imagenet  not yet measured; no number that we could check was published for this recipe
     cifar10   no number is published for a ResNet, or for pooled features; not yet measured
     digits    not yet measured
 """
@@ -90,7 +89,7 @@ def cifar10() -> ConfigDict:
 
 
 def digits() -> ConfigDict:
-    """SimCLR's digits with RotNet: 64 images in four rotations, a step of half of SimCLR's cost.
+    """SimCLR's digits with RotNet: 64 images in four rotations cost what 128 in two views do.
 
     Little shear, since a slanted digit says less about its rotation. 0, 1 and 8 hardly tell half a
     turn, a 6 is a 9: not all of the task can be solved.

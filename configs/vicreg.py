@@ -3,6 +3,7 @@
     python -m ssl_jax.main --config configs/vicreg.py:imagenet
     python -m ssl_jax.main --config configs/vicreg.py:cifar10
     python -m ssl_jax.main --config configs/vicreg.py:digits
+    python -m ssl_jax.main --config configs/vicreg.py:peer
 
 Expected:
     imagenet  linear top-1 73.2 after 1,000 epochs (cited: README of facebookresearch/vicreg; not

@@ -118,35 +118,33 @@ def test_five_steps_of_the_official_code(monkeypatch, devices):
         assert state["pointer"] == golden["ptr"][i, 0]
 
 
-def keys_of(config, key, devices=1):
-    """Rows that enter the queue when both views of row i are the unit vector i."""
+def keys_of(config, devices=1):
+    """seed of the step -> rows that enter the queue; both views of row i are the unit vector i."""
     method = moco_v1.make(config, RUN)
     views = np.tile(np.eye(8, dtype=np.float32)[:, None], (1, 2, 1))
-    params, state = method.init(jax.random.key(0), views)
+    params, state = jax.jit(method.init)(jax.random.key(0), views)
     # A projector of one linear layer that changes nothing.
     same = {"linear0": {"kernel": jnp.eye(8), "bias": jnp.zeros(8)}}
     params = {**params, "projector": same}
     state = {**state, "target": params}
 
-    def enqueued(views):
-        axis = parallel.AXIS
-        _, (new, _) = method.loss(params, state, views, context(axis, 0, key))
+    def enqueued(views, seed):
+        _, (new, _) = method.loss(params, state, views, context(parallel.AXIS, 0, seed))
         return new["queue"][:8]
 
     mesh = parallel.mesh(jax.devices()[:devices])
-    mapped = jax.shard_map(
-        enqueued, mesh=mesh, in_specs=P(parallel.AXIS), out_specs=P(), check_vma=False
-    )
-    return np.asarray(jax.jit(mapped)(views))
+    specs = {"in_specs": (P(parallel.AXIS), P()), "out_specs": P()}
+    mapped = jax.jit(jax.shard_map(enqueued, mesh=mesh, check_vma=False, **specs))
+    return lambda seed: np.asarray(mapped(views, seed))
 
 
 def test_keys_change_places_between_groups(monkeypatch):
     config = stub(monkeypatch, Centred, queue=8, group=2, shuffle=2)
     config.method.projector.widths = (8,)
     assert moco_v1.make(config, RUN).block == 4
-    together = np.zeros((8, 8))
-    for key in range(12):
-        rows = keys_of(config, key)
+    keys, together = keys_of(config), np.zeros((8, 8))
+    for seed in range(12):
+        rows = keys(seed)
         np.testing.assert_array_equal(rows.argmax(1), np.arange(8), "rows are back in order")
         # e_i − (e_i + e_j) / 2: not zero at i and at the one other row of its group.
         group = np.abs(rows) > 1e-3
@@ -155,9 +153,9 @@ def test_keys_change_places_between_groups(monkeypatch):
         together += group
     # Each row has met every other row of its block of four, and no other.
     np.testing.assert_array_equal(together > 0, np.kron(np.eye(2), np.ones((4, 4))) > 0)
-    np.testing.assert_array_equal(keys_of(config, 0, devices=2), keys_of(config, 0))
+    np.testing.assert_array_equal(keys_of(config, devices=2)(0), keys(0))
     config.method.shuffle = 1  # the ablation: always the same neighbour, the query's
-    group = np.abs(keys_of(config, 0)) > 1e-3
+    group = np.abs(keys_of(config)(0)) > 1e-3
     np.testing.assert_array_equal(group, np.kron(np.eye(4), np.ones((2, 2))) > 0)
 
 
@@ -247,9 +245,9 @@ def test_decoupled_and_weighted_are_the_losses_of_dcl(monkeypatch):
     }.items():
         config.method.update({"decoupled": False, "weighted": False, **switches})
         method = moco_v1.make(config, RUN)
-        _, state = method.init(jax.random.key(0), views)
+        _, state = jax.jit(method.init)(jax.random.key(0), views)
         state |= {"target": params, "queue": golden["queue_init"].T}
-        losses[name] = method.loss(params, state, views, context())[0]
+        losses[name] = jax.jit(method.loss)(params, state, views, context())[0]
     # The authors' logits of the first step: the positive, then the queue, over T.
     positive, negatives = golden["logits"][0, :, 0], golden["logits"][0, :, 1:]
     repelled = np.log(np.exp(negatives.astype(np.float64)).sum(1))

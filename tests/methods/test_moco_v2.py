@@ -77,7 +77,7 @@ def test_the_official_flags():
     assert two.optimizer.decay_exclude == ()
 
 
-@pytest.mark.parametrize("preset", ["cifar10", "digits"])
+@pytest.mark.parametrize("preset", ["cifar10", "digits", "peer"])
 def test_presets_divide_over_devices(preset):
     config, _ = configs.load(f"configs/moco_v2.py:{preset}")
     method = moco_v2.make(config, Run(50_000, config.batch, 195, 195))

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from ssl_jax import config as configs
 from ssl_jax import parallel
+from ssl_jax.augment import policies
 from ssl_jax.errors import UserError
 from ssl_jax.methods import METHODS, moco_v3
 from ssl_jax.methods.protocol import Context, Run
@@ -153,6 +154,16 @@ def test_frozen_patches(images):
     for freeze in gradients:
         gradients[freeze]["encoder"].pop("patch_embed")
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), *gradients.values())
+
+
+def test_every_view_has_its_own_augmentation():
+    config = vit()
+    config.views.second = policies.make("none", 28)._asdict()
+    method = moco_v3.make(config, RUN)
+    image = np.random.default_rng(0).integers(0, 256, (8, 28, 28, 1), dtype=np.uint8)
+    views = jax.jit(lambda x: method.views(jax.random.key(1), {"image": x}, context()))(image)
+    np.testing.assert_allclose(views[:, 1], image / 255, atol=1e-6)
+    assert np.abs(views[:, 0] - image / 255).max() > 0.1
 
 
 def test_the_vit_recipe():
