@@ -79,14 +79,19 @@ def _weight_gradient_of_few(x, dy, size, stride, padding):
     # Zeros behind the map, or fewer of its rows where the stride leaves some unread.
     after = [stride * (n_out - 1) + size - padding - n_in for n_out, n_in in ((oh, h), (ow, w))]
 
-    def add(total, chunk):
-        x, dy = chunk
+    # Chunk k is images k, k + chunks, …, so that where `jit` splits the batch over devices every
+    # chunk is split alike. (Runs of neighbours would have to move, in collectives of a few devices
+    # that hang on CPU.)
+    x = x.reshape(images, chunks, h, w, c)
+    dy = dy.reshape(images, chunks, oh, ow, o)
+
+    def add(total, k):
         # Images are what is summed over, channels are the batch:
         # [c, h, w, n] ⋆ [oh, ow, n, o] -> [c, size, size, o], the window dilated by the stride.
         # (Transposed here: for dimension_numbers of that order XLA has no fast convolution.)
         return total + lax.conv_general_dilated(
-            x.transpose(3, 1, 2, 0),
-            dy.transpose(1, 2, 0, 3),
+            lax.dynamic_index_in_dim(x, k, 1, keepdims=False).transpose(3, 1, 2, 0),
+            lax.dynamic_index_in_dim(dy, k, 1, keepdims=False).transpose(1, 2, 0, 3),
             window_strides=(1, 1),
             padding=((padding, after[0]), (padding, after[1])),
             rhs_dilation=(stride, stride),
@@ -94,11 +99,7 @@ def _weight_gradient_of_few(x, dy, size, stride, padding):
             preferred_element_type=jnp.float32,
         ), None
 
-    total, _ = lax.scan(
-        add,
-        jnp.zeros((c, size, size, o), jnp.float32),
-        (x.reshape(chunks, images, h, w, c), dy.reshape(chunks, images, oh, ow, o)),
-    )
+    total, _ = lax.scan(add, jnp.zeros((c, size, size, o), jnp.float32), jnp.arange(chunks))
     return total.transpose(1, 2, 0, 3).astype(x.dtype)
 
 
