@@ -75,7 +75,10 @@ def digits() -> ConfigDict:
 
 
 def peer() -> ConfigDict:
-    """The setting in which other libraries were measured: 300 steps on digits."""
+    """The setting in which other libraries were measured: 300 steps on digits.
+
+    The loss is the authors'; lightly's weighs the negatives twice (losses/decoupled.py).
+    """
     return small("configs/simclr.py:peer")
 
 

@@ -39,9 +39,9 @@ def sinkhorn(scores: jax.Array, epsilon: float, iterations: int) -> jax.Array:
     From Q = exp(scores / ε), every iteration makes the prototypes equal, Σ_n Q_nk = 1/K, and then
     the rows, Σ_k Q_nk = 1/n; the result is n·Q, so every row sums to 1. That is Sinkhorn–Knopp for
     max_Q ⟨Q, scores⟩ + ε·entropy(Q) over the Q with these sums; few iterations leave the prototypes
-    only nearly equal. Factors common to a whole step cancel, so it is done on log Q, where no
-    exponential can overflow or vanish; the official code exponentiates first, which is the same
-    as long as nothing does (it has a switch against it in half precision).
+    only nearly equal. Factors common to all of Q cancel, so it is done on log Q, where no
+    exponential can overflow or vanish; the official code exponentiates first, which is the same as
+    long as none does.
 
     Args:
       scores: float32 [..., n, K], rows of ALL devices (`parallel.gather`), the queue's included;

@@ -61,7 +61,8 @@ def dcl(
     It is NT-Xent with the positive left out of the denominator, so it has no lower bound at 0, and
     an anchor whose positive is near still learns from its negatives. The code masks by adding
     log(1e-45) ≈ −103 to the logits; here the two are left out altogether, which is the same
-    unless T is below some 0.03.
+    unless T is below some 0.03. (lightly's DCLLoss is another loss: it adds the log-sums over the
+    negatives in the same view and in the other view, which weighs the negatives twice.)
 
     Memory is O(B·d + b·B).
 

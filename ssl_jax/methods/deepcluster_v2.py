@@ -75,7 +75,7 @@ def make(config: ConfigDict, run: Run) -> Method:
         return params, {
             "encoder": f["batch_stats"],
             "projector": g["batch_stats"],
-            "bank": jnp.zeros((2, run.examples, z.shape[1])),
+            "bank": [jnp.zeros((run.examples, z.shape[1])) for _ in range(2)],  # of each crop
             "seen": jnp.full(run.examples, -1),  # the epoch that wrote the example's embeddings
             "labels": jnp.full((len(m.prototypes), run.examples), clustering.UNLABELLED),
             "prototypes": [jnp.zeros((z.shape[1], k)) for k in m.prototypes],
@@ -109,7 +109,9 @@ def make(config: ConfigDict, run: Run) -> Method:
         value, metrics = jax.tree.map(lambda *x: sum(x) / len(x), *terms)
         rows, index = parallel.gather((lax.stop_gradient(z[:, :2]), index), ctx.axis)
         memory = {
-            "bank": jax.vmap(clustering.store, (0, None, 1))(state["bank"], index, rows),
+            "bank": [
+                clustering.store(bank, index, rows[:, i]) for i, bank in enumerate(state["bank"])
+            ],
             "seen": clustering.store(state["seen"], index, jnp.full(len(index), ctx.epoch)),
         }
         return value, ({**state, **stats, **memory}, metrics)
