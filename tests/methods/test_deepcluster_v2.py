@@ -41,10 +41,10 @@ def setting(monkeypatch):
     """
     draws = []
 
-    def make(run, local_crops, dimension=6):
+    def make(run, local_crops, iterations=10):
         config, _ = configs.load("configs/deepcluster_v2.py:imagenet")
         config.method.prototypes = HEADS
-        config.method.local_crops = local_crops
+        config.method.local_crops, config.method.iterations = local_crops, iterations
         config.method.projector = {"widths": (6,), "norms": ("none",), "biases": (True,)}
         monkeypatch.setattr(deepcluster_v2.models, "make", lambda _: Identity())
         monkeypatch.setattr(
@@ -53,9 +53,9 @@ def setting(monkeypatch):
         method = deepcluster_v2.make(config, run)
         made = {"params": {}, "batch_stats": {}}
         monkeypatch.setattr(
-            deepcluster_v2.network, "create", lambda net, key, x: (made, jnp.zeros((1, dimension)))
+            deepcluster_v2.network, "create", lambda net, key, x: (made, jnp.zeros((1, 6)))
         )
-        _, state = method.init(jax.random.key(0), {"global": jnp.zeros((1, 2, dimension))})
+        _, state = method.init(jax.random.key(0), {"global": jnp.zeros((1, 2, 6))})
         return method, state
 
     return make, draws
@@ -158,6 +158,21 @@ def test_two_devices_cluster_what_two_processes_did(setting):
             np.testing.assert_allclose(
                 after["prototypes"][head][device].T, data[f"centroids{head}"], rtol=1e-4, atol=1e-6
             )
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_kmeans_has_as_many_iterations_as_the_config_says(setting, iterations):
+    make, draws = setting
+    data = np.load(GOLDEN / "deepclusterv2.npz")
+    run = Run(examples=40, batch=40, steps_per_epoch=1, total_steps=8)
+    method, state = make(run, local_crops=0, iterations=iterations)
+    state |= {"bank": list(jnp.asarray(data["km_mem"])), "seen": jnp.zeros(40, jnp.int32)}
+    draws[:] = [jnp.asarray(data[f"km_init_idx{head}"]) for head in range(3)]
+    _, after = method.after_step({}, state, context(run, 0))
+    np.testing.assert_array_equal(after["labels"], data[f"km_assign_it{iterations}"])
+    for head in range(3):
+        want = data[f"km_centroid{head}_it{iterations}"].T
+        np.testing.assert_allclose(after["prototypes"][head], want, rtol=1e-4, atol=1e-6)
 
 
 def test_clustering_waits_for_a_step_that_was_not_skipped(setting):
