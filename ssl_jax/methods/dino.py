@@ -71,6 +71,8 @@ def make(config: ConfigDict, run: Run) -> Method:
     peak, start = m.teacher_temperature, m.warmup_teacher_temperature
     temperature = schedules.constant(peak)  # of the epoch
     temperature = schedules.warmup_linspace(temperature, peak, m.warmup_teacher_epochs, start)
+    # The micro-batches of a step share one update of the centre.
+    centre_momentum = m.centre_momentum ** (1 / config.accumulate)
     momentum = schedules.cosine(m.momentum, 1.0, run.total_steps)
     if m.momentum == 0:
         momentum = schedules.constant(0.0)
@@ -133,7 +135,7 @@ def make(config: ConfigDict, run: Run) -> Method:
             targets = losses.centred_targets(teacher, centre, tau)
         value = losses.cross_view(student, targets, m.student_temperature)
         if m.centring == "mean":  # after the targets, which take the old one
-            centre = losses.update_centre(centre, teacher, m.centre_momentum, ctx.axis)
+            centre = losses.update_centre(centre, teacher, centre_momentum, ctx.axis)
 
         # Collapse: the divergence goes to 0, and the entropy to 0 or to log K.
         entropy = jnp.mean(jnp.sum(jax.scipy.special.entr(targets), -1))

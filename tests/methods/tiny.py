@@ -27,7 +27,6 @@ OVERRIDES = {
         "method.projector.out": 32,
         "method.projector.hidden": 16,
         "method.projector.bottleneck": 8,
-        "method.local_crops": 2,
     },
     "npid": {"method.projector.widths": (8,), "method.chunk": 24},
     "mae": {"method.decoder.width": 8, "method.decoder.depth": 1, "method.decoder.heads": 2},
