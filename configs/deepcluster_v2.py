@@ -58,8 +58,8 @@ def digits() -> ConfigDict:
     c, _ = configs.load("configs/simclr.py:digits")
     c.epochs = 21.0
     c.method = method(hidden=256, prototypes=(200, 200, 200), local_crops=2)
-    small = policies.make("digits", 16, area=(0.1, 0.4))
-    c.views = ConfigDict({"global": c.views.both.to_dict(), "local": small._asdict()})
+    small = policies.make("digits", 12, area=(0.1, 0.4))
+    c.views = ConfigDict({"both": c.views.both.to_dict(), "local": small._asdict()})
     c.optimizer.freeze_epochs = 1.0
     return c
 

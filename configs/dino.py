@@ -129,7 +129,7 @@ def digits() -> ConfigDict:
         momentum=0.97,  # 620 steps: at .996 the teacher would hardly leave its initial weights
     )
     c.views = both(c.views)
-    c.views.local = ConfigDict(policies.make("digits", 16, area=(0.1, 0.4))._asdict())
+    c.views.local = ConfigDict(policies.make("digits", 12, area=(0.1, 0.4))._asdict())
     c.optimizer.learning_rate = 3e-3
     c.optimizer.clip_per_parameter = 3.0
     c.optimizer.groups = ConfigDict({"last_layer": {"freeze_epochs": 1.0}})

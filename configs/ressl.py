@@ -98,7 +98,7 @@ def digits() -> ConfigDict:
     c.method.group = 8
     c.method.shuffle = 4
     area = c.views.both.area
-    weak = policies.make("digits", 28, area=area, shear=0.0, jitter=0.0, blur=0.0)
+    weak = policies.make("digits", 20, area=area, shear=0.0, jitter=0.0, blur=0.0)
     c.views = ConfigDict({"first": c.views.both.to_dict(), "second": weak._asdict()})
     return c
 

@@ -98,7 +98,7 @@ def digits() -> ConfigDict:
     c.epochs = 10.0
     c.batch = 64
     c.method = method(padding=0)
-    view = policies.make("digits", 28, area=(0.5, 1.0), shear=0.1)
+    view = policies.make("digits", 20, area=(0.5, 1.0), shear=0.1)
     c.views = ConfigDict({"image": view._asdict()})
     c.optimizer.learning_rate = 3e-3
     return c

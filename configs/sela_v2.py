@@ -32,7 +32,7 @@ def imagenet() -> ConfigDict:
     c.epochs = 401.0
     c.method = method()
     big = policies.make("swav_global", 160, area=(0.08, 1.0))
-    c.views["global"] = ConfigDict(big._asdict())
+    c.views.both = ConfigDict(big._asdict())
     rest(c, 313 / 312)
     c.optimizer.warmup_epochs = 11.0
     return c
@@ -56,8 +56,8 @@ def digits() -> ConfigDict:
     c, _ = configs.load("configs/simclr.py:digits")
     c.epochs = 21.0
     c.method = method(hidden=256, prototypes=(200, 200, 200), local_crops=2)
-    small = policies.make("digits", 16, area=(0.1, 0.4))
-    c.views = ConfigDict({"global": c.views.both.to_dict(), "local": small._asdict()})
+    small = policies.make("digits", 12, area=(0.1, 0.4))
+    c.views = ConfigDict({"both": c.views.both.to_dict(), "local": small._asdict()})
     rest(c, 1.0)
     return c
 

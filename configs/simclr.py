@@ -98,7 +98,7 @@ def digits() -> ConfigDict:
     # The official N(0, 0.01²) wants LARS; AdamW moves such weights by their own size at once.
     c.method.projector.initial = "torch"
     # Batch, crop area and learning rate were chosen on a hold-out of train (docs/results.md).
-    c.views.both = ConfigDict(policies.make("digits", 28, area=(0.25, 1.0))._asdict())
+    c.views.both = ConfigDict(policies.make("digits", 20, area=(0.25, 1.0))._asdict())
     c.optimizer = optimizers.defaults()
     c.optimizer.name = "adamw"
     c.optimizer.learning_rate = 6e-3

@@ -47,7 +47,7 @@ def imagenet() -> ConfigDict:
     )
     c.method = method()
     big, small = policies.make("swav_global", 224), policies.make("swav_local", 96)
-    c.views = ConfigDict({"global": big._asdict(), "local": small._asdict()})
+    c.views = ConfigDict({"both": big._asdict(), "local": small._asdict()})
     c.optimizer = optimizers.defaults()
     c.optimizer.name = "larc"
     c.optimizer.learning_rate = 4.8
@@ -101,7 +101,7 @@ def cifar10() -> ConfigDict:
     c.model.name = "resnet18"
     c.model.stem = "cifar"
     c.method = method(local_crops=0, queue=3_840, queue_epoch=50)
-    c.views = ConfigDict({"global": policies.make("cifar_symmetric", 32)._asdict()})
+    c.views = ConfigDict({"both": policies.make("cifar_symmetric", 32)._asdict()})
     c.optimizer = optimizers.defaults()
     c.optimizer.name = "larc_clip"
     c.optimizer.trust_coefficient = 0.02
@@ -123,8 +123,8 @@ def digits() -> ConfigDict:
     """A small ResNet on 4,000 handwritten digits, 2 + 2 crops: minutes on two CPU cores."""
     c, _ = configs.load("configs/simclr.py:digits")
     c.method = method(hidden=256, prototypes=200, local_crops=2)
-    small = policies.make("digits", 16, area=(0.1, 0.4))
-    c.views = ConfigDict({"global": c.views.both.to_dict(), "local": small._asdict()})
+    small = policies.make("digits", 12, area=(0.1, 0.4))
+    c.views = ConfigDict({"both": c.views.both.to_dict(), "local": small._asdict()})
     c.optimizer.groups = ConfigDict({"prototypes": {"freeze_epochs": 1.0}})
     return c
 
@@ -136,7 +136,7 @@ def peer() -> ConfigDict:
     """
     c, _ = configs.load("configs/simclr.py:peer")
     c.method = method(hidden=256, prototypes=200, local_crops=0)
-    c.views = ConfigDict({"global": c.views.both.to_dict()})
+    c.views = ConfigDict({"both": c.views.both.to_dict()})
     c.optimizer.groups = ConfigDict({"prototypes": {"freeze_epochs": 1.0}})
     return c
 

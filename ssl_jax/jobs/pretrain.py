@@ -5,6 +5,7 @@ import contextlib
 import pathlib
 import signal
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -95,7 +96,8 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
     """
     c, total = e.config, e.run.total_steps
     leader = e.cluster.process == 0
-    newest: dict[str, float] = {}
+    newest: dict[str, Any] = {}  # of the monitors
+    logged: dict[str, float] = {}  # of the step
     batches = loader.batches(
         e.train,
         seed=c.seed,
@@ -127,6 +129,7 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
                     f"at step {done}; the last checkpoint is good: lower "
                     "--config.optimizer.learning_rate or set --config.optimizer.clip_norm"
                 )
+            logged.update(metrics)
             if leader:
                 epoch = {"epoch": done / e.run.steps_per_epoch}
                 write(done, {**epoch, **metrics, "data_wait_seconds": batches.waited})
@@ -134,7 +137,7 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
 
         def monitor(now):
             newest.clear()
-            newest.update(look(e, now))
+            newest.update(look(e, now, logged))
             if leader:
                 write(int(now.step), newest)
                 if "alarm" in newest:
@@ -165,8 +168,13 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
     return state, done, newest.get("knn_top1")
 
 
-def look(e: Experiment, state: TrainState) -> dict[str, Any]:
+def look(e: Experiment, state: TrainState, logged: Mapping[str, float]) -> dict[str, Any]:
     """The monitors: kNN where labels exist, and collapse, always.
+
+    Args:
+      e: the run.
+      state: now.
+      logged: newest metrics of a step, for the spread of the embeddings.
 
     Returns:
       {'knn_top1'?, 'feature_std', 'feature_std_ratio', 'effective_rank', 'alarm'?}.
@@ -180,6 +188,8 @@ def look(e: Experiment, state: TrainState) -> dict[str, Any]:
     found = collapse.measure(features)
     seen = {k: float(found[k]) for k in representation.MONITORS}
     alarm = collapse.alarm(seen["feature_std_ratio"], seen["effective_rank"], features.shape[1])
+    if not alarm and "embedding_std" in logged:
+        alarm = collapse.embedding_alarm(logged["embedding_std"], logged["embedding_rank"])
     if alarm:
         seen["alarm"] = alarm
     if query is not None and np.isfinite(features).all():

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ssl_jax import augment, models
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.losses import regression
+from ssl_jax.losses.spread import spread
 from ssl_jax.methods.protocol import Method, Run
 from ssl_jax.models import heads, network
 from ssl_jax.train import ema, schedules
@@ -106,6 +107,7 @@ def make(config: ConfigDict, run: Run) -> Method:
         metrics = {
             "projection_similarity": -regression.negative_cosine(z1, z2),
             "momentum": momentum(ctx.step),
+            **spread(z1, ctx.axis),
         }
         return value, ({**state, **stats, "target_stats": target_stats}, metrics)
 

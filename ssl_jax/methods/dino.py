@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ssl_jax import augment, models, parallel
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.losses import self_distillation as losses
+from ssl_jax.losses.spread import spread
 from ssl_jax.methods.protocol import Method, Run
 from ssl_jax.models import heads, network
 from ssl_jax.train import ema, schedules
@@ -97,31 +98,22 @@ def make(config: ConfigDict, run: Run) -> Method:
         return params, {**stats, "target": target, "target_stats": target_stats, "centre": centre}
 
     def through(encoder, names, params, stats, crops, ctx):
-        """Logits of all crops, float32 [b, v, K], and the statistics after them.
-
-        The encoder takes crops of one size together, the networks `names` then take all of them.
-        """
-        features, new = [], {"encoder": stats["encoder"]}
+        """Logits of all crops, float32 [b, V, K], and the statistics after them."""
         b, v = len(crops[0]), sum(x.shape[1] for x in crops)
         # For DropPath. No row has the number run.batch: a key that no view draws from.
         keys = parallel.example_keys(jax.random.fold_in(ctx.key, run.batch), b, ctx.axis)
-        keys = jax.vmap(lambda key: jax.random.split(key, v))(keys)  # [b, v]
-        for x in crops:  # [b, n, s, s, C]
-            own, keys = keys[:, : x.shape[1]].reshape(-1), keys[:, x.shape[1] :]
-            x = x.reshape(-1, *x.shape[2:])  # [b·n, s, s, C]
-            x, new["encoder"] = network.forward(
-                encoder, params["encoder"], new["encoder"], x, ctx.axis, keys=own
-            )
-            features.append(x.reshape(b, -1, x.shape[-1]))
-        x = jnp.concatenate(features, 1).reshape(b * v, -1)  # [b, v, d] -> [b·v, d]
+        keys = jax.vmap(lambda key: jax.random.split(key, v))(keys)  # [b, V]
+        x, new = network.forward_crops(
+            encoder, params["encoder"], stats["encoder"], crops, ctx.axis, keys
+        )
+        new = {"encoder": new}
+        x = x.reshape(b * v, -1)  # [b, V, d] -> [b·V, d]
         for name in names:
             x, new[name] = network.forward(networks[name], params[name], stats[name], x, ctx.axis)
         return x.reshape(b, v, -1), new
 
     def loss(params, state, views, ctx):
         crops = [views[name] for name in ("global", "local") if name in views]
-        if small and crops[0].shape[2:] == crops[1].shape[2:]:
-            crops = [jnp.concatenate(crops, 1)]
         target, target_stats, centre = state["target"], state["target_stats"], state["centre"]
         teacher, target_stats = through(
             steady, ("projector",), target, target_stats, [views["global"]], ctx
@@ -143,6 +135,7 @@ def make(config: ConfigDict, run: Run) -> Method:
             "teacher_entropy": entropy,
             "teacher_student_kl": value - entropy,
             "momentum": momentum(ctx.step),
+            **spread(teacher, ctx.axis),
         }
         return value, ({**state, **stats, "target_stats": target_stats, "centre": centre}, metrics)
 

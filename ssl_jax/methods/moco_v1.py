@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from ssl_jax import augment, models
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.losses import infonce
+from ssl_jax.losses.spread import spread
 from ssl_jax.methods.protocol import Method, Run
 from ssl_jax.models import heads, network
 from ssl_jax.train import ema, queue, schedules, shuffle
@@ -108,7 +109,7 @@ def make(config: ConfigDict, run: Run) -> Method:
                 "queue": negatives,
                 "pointer": pointer,
             },
-            metrics,
+            metrics | spread(q, ctx.axis),
         )
 
     def evaluated(params, state):

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from ssl_jax import augment, models
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.losses import infonce
+from ssl_jax.losses.spread import spread
 from ssl_jax.methods.protocol import Method, Run
 from ssl_jax.models import heads, network
 from ssl_jax.train import ema, schedules
@@ -92,7 +93,7 @@ def make(config: ConfigDict, run: Run) -> Method:
         metrics = jax.tree.map(lambda a, b: (a + b) / 2, metrics, others)
         return one + two, (
             {**stats, "predictor": p, "target": target, "target_stats": target_stats},
-            metrics,
+            metrics | spread(keys[0], ctx.axis),
         )
 
     def labels(params):

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from ssl_jax import augment, models, parallel
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.losses import instance
+from ssl_jax.losses.spread import spread
 from ssl_jax.methods.protocol import Method, Run
 from ssl_jax.models import heads, network
 
@@ -89,7 +90,7 @@ def make(config: ConfigDict, run: Run) -> Method:
             "normaliser": normaliser,
         }
         metrics = {"positive_similarity": jnp.mean(jnp.sum(z * bank[index], 1))}
-        return value, (state, metrics)
+        return value, (state, metrics | spread(z, ctx.axis))
 
     return Method(
         views=views,

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from ssl_jax import augment, models
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.losses import infonce
+from ssl_jax.losses.spread import spread
 from ssl_jax.methods.protocol import Method, Run
 from ssl_jax.models import heads, network
 from ssl_jax.train import ema, queue, schedules, shuffle
@@ -105,7 +106,7 @@ def make(config: ConfigDict, run: Run) -> Method:
                 "queue": rows,
                 "pointer": pointer,
             },
-            metrics,
+            metrics | spread(student, ctx.axis),
         )
 
     def evaluated(params, state):

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from ssl_jax import augment, models, parallel
 from ssl_jax.errors import UserError
 from ssl_jax.losses import clustering
+from ssl_jax.losses.spread import spread
 from ssl_jax.methods.protocol import Method, Run
 from ssl_jax.models import heads, network
 
@@ -41,7 +42,7 @@ def make(config: ConfigDict, run: Run) -> Method:
           sharpness, tolerance, iterations: λ of the transport, when it ends, and at the latest;
           projector: fields of `heads.MLP`;
           local_crops: how many;
-        `config.views.global` the augmentation of the two global crops, `config.views.local` that of
+        `config.views.both` the augmentation of the two global crops, `config.views.local` that of
         the local ones if there are any, `config.model` the encoder.
       run: the examples, and when an epoch ends.
 
@@ -53,7 +54,7 @@ def make(config: ConfigDict, run: Run) -> Method:
         raise UserError(f"method.local_crops is {m.local_crops}, but there is no views.local")
     encoder = models.make(config.model)
     projector = heads.MLP(**m.projector, dtype=encoder.dtype)
-    big = (augment.make("none", **config.views["global"]),) * 2
+    big = (augment.make("none", **config.views.both),) * 2
     small = (augment.make("none", **config.views.local),) * m.local_crops if m.local_crops else ()
     transport = {k: m[k] for k in ("temperature", "sharpness", "iterations", "tolerance")}
 
@@ -89,15 +90,8 @@ def make(config: ConfigDict, run: Run) -> Method:
     def embed(params, state, views, axis):
         """Unit embeddings of all crops [b, V, d], and the statistics after them."""
         crops = [views[name] for name in ("global", "local") if name in views]
-        if small and crops[0].shape[2:] == crops[1].shape[2:]:
-            crops = [jnp.concatenate(crops, 1)]  # one size goes through the encoder together
-        h, f = [], state["encoder"]
-        for x in crops:
-            y = x.reshape(-1, *x.shape[2:])  # [b, v, s, s, C] -> [b·v, s, s, C]
-            y, f = network.forward(encoder, params["encoder"], f, y, axis)
-            h.append(y.reshape(*x.shape[:2], -1))
-        h = jnp.concatenate(h, 1)  # [b, V, features]
-        z = h.reshape(-1, h.shape[-1])
+        h, f = network.forward_crops(encoder, params["encoder"], state["encoder"], crops, axis)
+        z = h.reshape(-1, h.shape[-1])  # [b, V, features] -> [b·V, features]
         z, g = network.forward(projector, params["projector"], state["projector"], z, axis)
         return heads.unit(z).reshape(*h.shape[:2], -1), {"encoder": f, "projector": g}
 
@@ -118,6 +112,7 @@ def make(config: ConfigDict, run: Run) -> Method:
             ],
             "seen": clustering.store(state["seen"], index, jnp.full(len(index), ctx.epoch)),
         }
+        metrics |= spread(z, ctx.axis)
         return value, ({**state, **stats, **memory}, metrics)
 
     def after_step(params, state, ctx):

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
 from ssl_jax.losses import contrastive
+from ssl_jax.losses.spread import spread
 from ssl_jax.methods.protocol import Method, Run
 from ssl_jax.models import heads, network
 
@@ -48,6 +49,7 @@ def make(config: ConfigDict, run: Run) -> Method:
         z, g = network.forward(projector, params["projector"], state["projector"], h, ctx.axis)
         z = z.reshape(-1, 2, z.shape[-1])  # [2b, d] -> [b, 2, d]
         value, metrics = contrastive.ntxent_metrics(z[:, 0], z[:, 1], temperature, ctx.axis, chunk)
+        metrics |= spread(z, ctx.axis)
         return scale * value, ({"encoder": f, "projector": g}, metrics)
 
     return Method(

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from ssl_jax import augment, models
 from ssl_jax.errors import UserError
 from ssl_jax.losses import regression
+from ssl_jax.losses.spread import spread
 from ssl_jax.methods.protocol import Method, Run
 from ssl_jax.models import heads, network
 from ssl_jax.train import rules
@@ -80,7 +81,7 @@ def make(config: ConfigDict, run: Run) -> Method:
         if stop_gradient:
             z1, z2 = lax.stop_gradient((z1, z2))
         value = (regression.negative_cosine(p1, z2) + regression.negative_cosine(p2, z1)) / 2
-        return value, (state, {"projection_similarity": similarity})
+        return value, (state, {"projection_similarity": similarity} | spread(z1, ctx.axis))
 
     def labels(params):
         def label(path, _):

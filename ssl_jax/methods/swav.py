@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from ssl_jax import augment, models, parallel
 from ssl_jax.errors import UserError
 from ssl_jax.losses import clustering
+from ssl_jax.losses.spread import spread
 from ssl_jax.methods.protocol import Method, Run
 from ssl_jax.models import heads, network
 
@@ -38,7 +39,7 @@ def make(config: ConfigDict, run: Run) -> Method:
           queue_epoch: epoch from which the queue fills; it is used once it is full;
           projector: fields of `heads.MLP`;
           local_crops: how many;
-        `config.views.global` the augmentation of the two global crops, `config.views.local` that of
+        `config.views.both` the augmentation of the two global crops, `config.views.local` that of
         the local ones if there are any, `config.model` the encoder.
       run: the batch.
 
@@ -52,7 +53,7 @@ def make(config: ConfigDict, run: Run) -> Method:
     encoder = models.make(config.model)
     projector = heads.MLP(**m.projector, dtype=encoder.dtype)
     prototypes = heads.Prototypes(m.prototypes)
-    big = (augment.make("none", **config.views["global"]),) * 2
+    big = (augment.make("none", **config.views.both),) * 2
     small = (augment.make("none", **config.views.local),) * m.local_crops if m.local_crops else ()
     iterations = m.iterations if m.sinkhorn else 0
     length = m.queue - m.queue % run.batch
@@ -83,15 +84,8 @@ def make(config: ConfigDict, run: Run) -> Method:
     def embed(params, state, views, axis):
         """Unit embeddings of all crops [b, V, d], and the statistics after them."""
         crops = [views[name] for name in ("global", "local") if name in views]
-        if small and crops[0].shape[2:] == crops[1].shape[2:]:
-            crops = [jnp.concatenate(crops, 1)]  # one size goes through the encoder together
-        h, f = [], state["encoder"]
-        for x in crops:
-            y = x.reshape(-1, *x.shape[2:])  # [b, v, s, s, C] -> [b·v, s, s, C]
-            y, f = network.forward(encoder, params["encoder"], f, y, axis)
-            h.append(y.reshape(*x.shape[:2], -1))
-        h = jnp.concatenate(h, 1)  # [b, V, features]
-        z = h.reshape(-1, h.shape[-1])
+        h, f = network.forward_crops(encoder, params["encoder"], state["encoder"], crops, axis)
+        z = h.reshape(-1, h.shape[-1])  # [b, V, features] -> [b·V, features]
         z, g = network.forward(projector, params["projector"], state["projector"], z, axis)
         return heads.unit(z).reshape(*h.shape[:2], -1), {"encoder": f, "projector": g}
 
@@ -127,7 +121,8 @@ def make(config: ConfigDict, run: Run) -> Method:
         value = clustering.swapped_cross_entropy(scores, q, m.temperature)
         if length:
             stats["queue"] = queue
-        return value, (stats, metrics(lax.stop_gradient(scores), q, ctx.axis))
+        found = metrics(lax.stop_gradient(scores), q, ctx.axis) | spread(z, ctx.axis)
+        return value, (stats, found)
 
     def metrics(scores, q, axis):
         p = jax.nn.softmax(scores / m.temperature, axis=-1)

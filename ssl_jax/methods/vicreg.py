@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
 from ssl_jax.losses import redundancy
+from ssl_jax.losses.spread import spread
 from ssl_jax.methods.protocol import Method, Run
 from ssl_jax.models import heads, network
 
@@ -48,7 +49,8 @@ def make(config: ConfigDict, run: Run) -> Method:
             z.append(y)
         terms = redundancy.vicreg(*z, ctx.axis)
         value = sum(weight * terms[term] for term, weight in weights.items())
-        return value, ({"encoder": f, "projector": g}, terms)
+        metrics = terms | spread(z[0], ctx.axis)
+        return value, ({"encoder": f, "projector": g}, metrics)
 
     return Method(
         views=views,

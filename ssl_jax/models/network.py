@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 
 def create(module: nn.Module, key: jax.Array, x: jax.Array) -> tuple[dict[str, Any], jax.Array]:
@@ -45,3 +46,41 @@ def forward(
         {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"], **more
     )
     return y, after.get("batch_stats", {})
+
+
+def forward_crops(
+    module: nn.Module,
+    params: Any,
+    stats: Any,
+    crops: list[jax.Array],
+    axis: str | None,
+    keys: jax.Array | None = None,
+) -> tuple[jax.Array, Any]:
+    """One pass in training mode for each size of crop (multi-crop of SwAV and DINO).
+
+    Crops of one size that follow each other go through together and share BatchNorm statistics, as
+    in the official codes (MultiCropWrapper in dino/utils.py, forward in swav/src/resnet50.py).
+
+    Args:
+      module, params, stats, axis: as for `forward`.
+      crops: [b, v_i, s_i, s_i, C] each, V = Σ v_i crops of every image.
+      keys: typed keys [b, V] for the module's own noise (DropPath), or None.
+
+    Returns:
+      (features [b, V, d], the statistics after all of them).
+    """
+    joined = []
+    for x in crops:
+        if joined and joined[-1].shape[2:] == x.shape[2:]:
+            joined[-1] = jnp.concatenate([joined[-1], x], 1)
+        else:
+            joined.append(x)
+    features, first = [], 0
+    for x in joined:
+        b, v = x.shape[:2]
+        more = {} if keys is None else {"keys": keys[:, first : first + v].reshape(-1)}
+        # [b, v, s, s, C] -> [b·v, s, s, C]
+        y, stats = forward(module, params, stats, x.reshape(-1, *x.shape[2:]), axis, **more)
+        features.append(y.reshape(b, v, -1))
+        first += v
+    return jnp.concatenate(features, 1), stats

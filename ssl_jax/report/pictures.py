@@ -43,8 +43,14 @@ PANELS = (
     Panel("Loss", {"loss": "loss"}, smooth=True),
     Panel("kNN accuracy (%)", {"knn_top1": "top-1", "knn_top5": "top-5"}, scale=100),
     Panel("Learning rate", {"learning_rate": "learning rate"}),
-    Panel("Spread of features (1 = isotropic)", {"feature_std_ratio": "std ratio"}),
-    Panel("Effective rank (dimensions)", {"effective_rank": "RankMe"}),
+    Panel(
+        "Spread (1 = isotropic)",
+        {"feature_std_ratio": "features", "embedding_std": "embeddings"},
+    ),
+    Panel(
+        "Rank (directions)",
+        {"effective_rank": "features, RankMe", "embedding_rank": "embeddings, participation"},
+    ),
     Panel("Speed (images/s)", {"images_per_second": "images/s"}),
 )
 

@@ -100,15 +100,16 @@ def result(
 ) -> dict[str, Any]:
     """The content of result.json; every accuracy in [0, 1], None without labels."""
     learned = judged["learned"]
-    speeds = [
-        r["images_per_second"]
-        for r in logs.read(folder / "metrics.jsonl")
-        if "images_per_second" in r
-    ]
+    steps = [r for r in logs.read(folder / "metrics.jsonl") if "images_per_second" in r]
+    speeds = [r["images_per_second"] for r in steps]
     measured = {k: float(learned.collapse[k]) for k in MONITORS}
     alarm = collapse.alarm(
         measured["feature_std_ratio"], measured["effective_rank"], learned.features.shape[1]
     )
+    if steps and "embedding_std" in steps[-1]:
+        embedded = {name: steps[-1][name] for name in ("embedding_std", "embedding_rank")}
+        measured |= embedded
+        alarm = alarm or collapse.embedding_alarm(**embedded)
     return {
         "job": "pretrain",
         "method": e.config.method.name,
@@ -158,6 +159,11 @@ def text(result: Mapping[str, Any], folder: pathlib.Path) -> str:
         f"features: std {c['feature_std_ratio']:.2f} of an isotropic one, "
         f"effective rank {c['effective_rank']:.1f}"
     )
+    if "embedding_std" in c:
+        lines.append(
+            f"embeddings: std {c['embedding_std']:.2f} of an isotropic one, "
+            f"along {c['embedding_rank']:.1f} directions"
+        )
     if c["alarm"]:
         lines.append(f"ALARM: {c['alarm']}")
     speed = result["images_per_second"]

@@ -110,3 +110,9 @@ def test_alarm_says_when_values_are_not_finite():
 @pytest.mark.parametrize("d, expected", [(8, 2), (16, 4), (128, 4), (512, 5.12), (2048, 20.48)])
 def test_rank_threshold(d, expected):
     assert collapse.rank_threshold(d) == pytest.approx(expected)
+
+
+def test_collapsed_embeddings_raise_an_alarm():
+    assert collapse.embedding_alarm(0.9, 4.0) is None
+    assert "complete collapse of the embeddings" in collapse.embedding_alarm(0.05, 4.0)
+    assert "they vary along 1.12 directions" in collapse.embedding_alarm(0.9, 1.12)

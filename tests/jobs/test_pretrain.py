@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_run
 
+from ssl_jax.evaluate import collapse
 from ssl_jax.report import logs
 
 
@@ -43,6 +44,7 @@ def test_a_run_leaves_all_that_is_promised(finished):
         for accuracy in ("knn_top1", "linear_top1"):
             assert 0.1 < r["baselines"][baseline][accuracy] <= 1
     assert r["collapse"]["feature_std"] > 0 and r["collapse"]["effective_rank"] > 1
+    assert r["collapse"]["embedding_std"] > 0 and r["collapse"]["embedding_rank"] >= 1
     assert len(r["fingerprint"]) == 64
     assert r["made_with"]["devices"] == 4 and r["made_with"]["jax"] == jax.__version__
     records = logs.read(finished / "metrics.jsonl")
@@ -103,6 +105,15 @@ def test_stopped_or_killed_and_continued_is_as_never_stopped(finished, tmp_path,
     assert result(tmp_path)["fingerprint"] == result(finished)["fingerprint"]
     steps = [r["step"] for r in logs.read(tmp_path / "metrics.jsonl") if "loss" in r]
     assert steps == list(range(1, 13)), "every step once"
+
+
+def test_a_collapse_is_said_aloud_and_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(collapse, "EMBEDDING_STD", 2.0)  # no embeddings are spread so far
+    assert tiny_run.run(tmp_path, "--config.steps=4") == 0
+    said = capsys.readouterr()
+    assert "ALARM at step 4: complete collapse of the embeddings" in said.err
+    assert "ALARM: complete collapse of the embeddings" in said.out
+    assert result(tmp_path)["collapse"]["alarm"].startswith("complete collapse of the embeddings")
 
 
 @pytest.mark.parametrize("job", ["knn", "linear"])
