@@ -4,7 +4,8 @@
 
 One run after the other, each `python -m ssl_jax.main --config configs/<method>.py:digits` with a
 switch, in a process of its own under --runs; a finished run is not repeated. Prints, for each, the
-spread and the rank of the encoder's features, kNN, and the alarm that the run itself raised.
+spread and the rank of the features (RankMe) and of the embeddings (participation ratio), kNN, and
+the alarm that the run itself raised, without labels.
 """
 
 import argparse
@@ -51,7 +52,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs") / "ablations")
     arguments = parser.parse_args()
-    print("| method | what | std ratio | effective rank | kNN | alarm |\n" + "|---" * 6 + "|")
+    columns = ("method", "what", "features: std", "rank", "embeddings: std", "rank", "kNN", "alarm")
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for method in arguments.methods:
         for what, switches in ABLATIONS[method]:
             folder = arguments.runs / f"{method}_{what.replace(',', '').replace(' ', '_')}"
@@ -71,8 +73,10 @@ def main() -> None:
             cells = (
                 method,
                 what,
-                f"{c['feature_std_ratio']:.3f}",
+                f"{c['feature_std_ratio']:.2f}",
                 f"{c['effective_rank']:.1f}",
+                f"{c['embedding_std']:.3f}",
+                f"{c['embedding_rank']:.1f}",
                 f"{100 * result['knn_top1']:.1f}",
                 (c["alarm"] or "–").split(":")[0],
             )

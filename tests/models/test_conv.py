@@ -1,12 +1,14 @@
 """The convolution and its gradients against flax's, however it is compiled and mapped."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ssl_jax import parallel
@@ -82,6 +84,27 @@ def test_gradient_under_maps(mode):
         f = jax.jit(lambda p, x: jax.lax.scan(lambda c, x: (c, gradient(p, x)), 0, x)[1])
         got = f(params, x.reshape(4, 2, 4, 4, 3))["kernel"].sum(0)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_chunks_stay_on_their_device_where_jit_splits_the_batch(monkeypatch):
+    """Runs of neighbours would have to move, in collectives of two devices that hang on CPU."""
+    monkeypatch.setattr(conv, "CONTRACTION", 4 * 4 * 4)  # 4 images at a time, 2 on each device
+    mesh = parallel.mesh()
+    module, _ = both(3, 1)
+    x = jax.ShapeDtypeStruct(
+        (8, 4, 4, 3), jnp.float32, sharding=NamedSharding(mesh, P(parallel.AXIS))
+    )
+    params = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+    params = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=parallel.replicated(mesh)), params
+    )
+
+    def gradient(params, x):
+        return jax.grad(lambda p: jnp.sum(jnp.square(module.apply({"params": p}, x))))(params)
+
+    text = jax.jit(gradient).lower(params, x).compile().as_text()
+    kinds = set(re.findall(r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)\(", text))
+    assert kinds == {"all-reduce"}, "the sum over devices and nothing else"
 
 
 def test_only_cpu_takes_a_few_images_at_a_time():
