@@ -17,7 +17,11 @@ OVERRIDES = {
         "method.invariance": 0.1,
         "method.redundancy": 5e-4,
     },
-    "dcl": {"method.projector.widths": (16, 8), "method.temperature": 0.5},
+    "dcl": {
+        "method.projector.widths": (16, 8),
+        "method.temperature": 0.5,
+        "optimizer.learning_rate": 2e-4,  # as deepcluster_v2
+    },
     "vicreg": {"method.projector.widths": (16, 16, 8)},
     "moco_v1": {"method.projector.widths": (8,), "method.queue": 32, **LOCAL},
     "moco_v2": {"method.projector.widths": (16, 8), "method.queue": 32, **LOCAL},
@@ -38,7 +42,8 @@ OVERRIDES = {
         "method.queue": 32,
         "method.queue_epoch": 0,
     },
-    # Rounding that turns one label of k-means would show as a jump; a low rate keeps it away.
+    # Rounding that puts one ReLU on the other side of zero would show as a jump; a low rate keeps
+    # it away.
     "deepcluster_v2": {
         "method.projector.widths": (16, 8),
         "method.prototypes": (6, 5, 4),
