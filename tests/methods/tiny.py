@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
+from ssl_jax.augment import policies
 
 # Local BatchNorm and its shuffle in blocks of four rows, a quarter of the batch.
 LOCAL = {"method.group": 2, "method.shuffle": 2}
@@ -28,6 +29,8 @@ OVERRIDES = {
     "moco_v3": {"method.projector.widths": (16, 8), "method.predictor.widths": (16, 8)},
     "ressl": {"method.projector.widths": (16, 8), "method.queue": 32, **LOCAL},
     "dino": {
+        "method.centring": "mean",  # as published
+        "method.projector.norm": False,
         "method.projector.out": 32,
         "method.projector.hidden": 16,
         "method.projector.bottleneck": 8,
@@ -54,7 +57,10 @@ OVERRIDES = {
 
 
 def config(name: str) -> ConfigDict:
-    """`configs/<name>.py:digits` with a network of 8 channels, 12 steps of 16 images and SGD."""
+    """`configs/<name>.py:digits` with a network of 8 channels, 12 steps of 16 images and SGD.
+
+    A method that knows multi-crop has 2 + 2 crops, whatever the preset has.
+    """
     c, _ = configs.load(f"configs/{name}.py:digits")
     with c.unlocked():
         c.batch, c.steps, c.accumulate = 16, 12, 1
@@ -64,6 +70,9 @@ def config(name: str) -> ConfigDict:
             c.model.width, c.model.depth, c.model.heads = 16, 1, 2
         c.optimizer.name, c.optimizer.learning_rate = "sgd", 1e-3
         c.optimizer.momentum, c.optimizer.warmup_epochs = 0.0, 0.0
+        if "local_crops" in c.method:
+            c.method.local_crops = 2
+            c.views.local = ConfigDict(policies.make("digits", 12, area=(0.1, 0.4))._asdict())
         for path, value in OVERRIDES[name].items():
             c.update_from_flattened_dict({path: value})
     return c
