@@ -62,6 +62,7 @@ def digits() -> ConfigDict:
     c.epochs = 41.0
     c.method = method(hidden=256, prototypes=(200, 200, 200), local_crops=0)
     c.views.both.area = (0.4, 1.0)
+    c.optimizer.learning_rate = 3e-3
     c.optimizer.freeze_epochs = 1.0
     return c
 
