@@ -107,7 +107,9 @@ def cifar10() -> ConfigDict:
 
 def digits() -> ConfigDict:
     """SimCLR's data, encoder, optimizer and views on digits, with this loss and head."""
-    return small("configs/simclr.py:digits")
+    c = small("configs/simclr.py:digits")
+    c.epochs = 30.0
+    return c
 
 
 def peer() -> ConfigDict:
