@@ -126,6 +126,7 @@ def digits() -> ConfigDict:
     than the batch has images, and no local crops, in which little is left of a digit.
     """
     c, _ = configs.load("configs/simclr.py:digits")
+    c.epochs = 40.0
     c.method = method(hidden=256, prototypes=60, local_crops=0)
     c.views.both.area = (0.4, 1.0)
     c.optimizer.learning_rate = 3e-3
