@@ -74,11 +74,10 @@ def cifar10() -> ConfigDict:
 def digits() -> ConfigDict:
     """SimCLR's network and optimizer on 4,000 handwritten digits: minutes on two cores.
 
-    Larger crops than SimCLR's and more epochs, chosen on a hold-out of train (docs/results.md).
+    MoCo v1's crops and more epochs, chosen on a hold-out of train (docs/results.md).
     """
     c, _ = configs.load("configs/moco_v1.py:digits")
     c.epochs = 60.0
-    c.views.both.area = (0.4, 1.0)
     c.method.name = "moco_v2"
     c.method.temperature = 0.2
     c.method.projector = mlp(256, 128)

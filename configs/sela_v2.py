@@ -58,9 +58,10 @@ def digits() -> ConfigDict:
     hold-out of train (docs/results.md). The first epoch fills the memory.
     """
     c, _ = configs.load("configs/simclr.py:digits")
-    c.epochs = 31.0
+    c.epochs = 41.0
     c.method = method(hidden=256, prototypes=(200, 200, 200), local_crops=0)
     c.views.both.area = (0.4, 1.0)
+    c.optimizer.learning_rate = 3e-3
     rest(c, 1.0)
     return c
 
