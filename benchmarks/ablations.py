@@ -14,6 +14,8 @@ import pathlib
 import subprocess
 import sys
 
+# DINO as published; `digits` has Sinkhorn–Knopp, BatchNorm in the head and a faster teacher.
+CENTRE = ("method.centring=mean", "method.projector.norm=False", "method.momentum=0.97")
 # method -> [(what is done to it, the switches)]; the first is the method as published.
 ABLATIONS = {
     "simsiam": [
@@ -28,9 +30,11 @@ ABLATIONS = {
         ("no predictor", ("method.predictor={}",)),
     ],
     "dino": [
-        ("as published", ()),
+        ("Sinkhorn, the preset", ()),
         ("no centring", ("method.centring=none",)),
         ("no momentum", ("method.momentum=0.0",)),
+        ("centre, as published", CENTRE),
+        ("centre, no momentum", (*CENTRE, "method.momentum=0.0")),
     ],
     "barlow_twins": [
         ("as published", ()),
