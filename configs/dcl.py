@@ -40,7 +40,8 @@ def imagenet() -> ConfigDict:
 
 
 def cifar10() -> ConfigDict:
-    """100 epochs at batch 256, Adam at a constant rate: run_simclr.sh of the repository.
+    """100 epochs, Adam at a constant rate: the code of the repository at the batch of 256 of its
+    README's table (its run_simclr.sh has 128).
 
     Where this differs from that code: ResNet-18, as its README says (its model.py once had
     ResNet-50); the two views share one BatchNorm batch, as in SimCLR; weight decay is decoupled.

@@ -76,8 +76,8 @@ def cifar10() -> ConfigDict:
     c.model.stem = "cifar"
     c.method = method(temperature=0.5, hidden=512, layers=3, loss_scale=2.0)
     c.views.both = ConfigDict(policies.make("simclr_cifar", 32)._asdict())
-    c.optimizer.learning_rate = 1.0
-    c.optimizer.scaling = "none"
+    c.optimizer.learning_rate = 1.0  # of 256 images: the command leaves the flag's scaling, linear
+    c.optimizer.scaling = "linear"
     c.optimizer.weight_decay = 1e-4
     c.evaluate.size = 32
     c.evaluate.crop_fraction = 1.0

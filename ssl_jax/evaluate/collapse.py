@@ -127,8 +127,10 @@ def embedding_alarm(embedding_std: float, embedding_rank: float) -> str | None:
       embedding_std, embedding_rank: of `losses.spread.spread`.
 
     Returns:
-      one sentence, or None.
+      one sentence, or None. Values that are not finite are reported as such.
     """
+    if not (math.isfinite(embedding_std) and math.isfinite(embedding_rank)):
+        return "the embeddings are not finite: training has diverged"
     if embedding_std < EMBEDDING_STD:
         return (
             f"complete collapse of the embeddings: all images are projected to nearly the same "

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ssl_jax import parallel
+from ssl_jax.losses.contrastive import PRECISION
 
 DIMENSIONS = 128  # looked at; a collapse shows in any of them, and all of 8,192 would be slow
 
@@ -31,12 +32,14 @@ def spread(z: jax.Array, axis: str | None) -> dict[str, jax.Array]:
       {'embedding_std', 'embedding_rank'}: float32 [], the same on every device.
     """
     z = lax.stop_gradient(z.reshape(-1, z.shape[-1]).astype(jnp.float32))
+    z = z / jnp.maximum(jnp.max(jnp.abs(z), 1, keepdims=True), 1e-30)  # no square overflows
     u = z / jnp.maximum(jnp.linalg.norm(z, axis=1, keepdims=True), 1e-12)
     u = u[:, :DIMENSIONS]
-    # [n, d] -> [d], [d, d]
-    mean, moment = parallel.pmean((jnp.mean(u, 0), jnp.matmul(u.T, u) / len(u)), axis)
-    covariance = moment - jnp.outer(mean, mean)
-    variance = jnp.maximum(jnp.diagonal(covariance), 0)
+    # The mean first: a difference of moments would be rounding where all rows are alike.
+    u = u - parallel.pmean(jnp.mean(u, 0), axis)
+    # [D, n] @ [n, D] -> [D, D]
+    covariance = parallel.pmean(jnp.matmul(u.T, u, precision=PRECISION) / len(u), axis)
+    variance = jnp.diagonal(covariance)
     total, squares = jnp.sum(variance), jnp.sum(jnp.square(covariance))
     rank = jnp.square(total) / jnp.where(squares > 0, squares, 1)
     return {

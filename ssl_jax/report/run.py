@@ -1,5 +1,6 @@
 """The end of a pretraining run: its pictures, its result.json, and what is said of them."""
 
+import math
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from ssl_jax.train.state import TrainState
 ROWS = {"pixels": "raw pixels", "untrained": "untrained encoder", "learned": "learned features"}
 POINTS = 1_000  # of the embedding; t-SNE takes seconds
 COLUMNS = {"knn_top1": "kNN", "linear_top1": "linear"}
+EMBEDDED = ("embedding_std", "embedding_rank")  # of `losses.spread`
 
 
 def draw(e: Experiment, judged: Mapping[str, Judged], folder: pathlib.Path) -> None:
@@ -106,10 +108,14 @@ def result(
     alarm = collapse.alarm(
         measured["feature_std_ratio"], measured["effective_rank"], learned.features.shape[1]
     )
-    if steps and "embedding_std" in steps[-1]:
-        embedded = {name: steps[-1][name] for name in ("embedding_std", "embedding_rank")}
-        measured |= embedded
-        alarm = alarm or collapse.embedding_alarm(**embedded)
+    # Of the newest step that was not skipped, if any was not.
+    embedded = [{k: r[k] for k in EMBEDDED} for r in steps if EMBEDDED[0] in r]
+    embedded = [r for r in embedded if all(map(math.isfinite, r.values()))] or embedded
+    if embedded:
+        measured |= embedded[-1]
+        alarm = alarm or collapse.embedding_alarm(**embedded[-1])
+    # JSON has no NaN; the alarm says it.
+    measured = {k: v if math.isfinite(v) else None for k, v in measured.items()}
     return {
         "job": "pretrain",
         "method": e.config.method.name,
@@ -155,11 +161,12 @@ def text(result: Mapping[str, Any], folder: pathlib.Path) -> str:
     else:
         lines.append(console.table(table, list(COLUMNS.values())))
     c = result["collapse"]
-    lines.append(
-        f"features: std {c['feature_std_ratio']:.2f} of an isotropic one, "
-        f"effective rank {c['effective_rank']:.1f}"
-    )
-    if "embedding_std" in c:
+    if None not in (c["feature_std_ratio"], c["effective_rank"]):
+        lines.append(
+            f"features: std {c['feature_std_ratio']:.2f} of an isotropic one, "
+            f"effective rank {c['effective_rank']:.1f}"
+        )
+    if None not in (c.get("embedding_std"), c.get("embedding_rank")):
         lines.append(
             f"embeddings: std {c['embedding_std']:.2f} of an isotropic one, "
             f"along {c['embedding_rank']:.1f} directions"

@@ -115,4 +115,5 @@ def test_rank_threshold(d, expected):
 def test_collapsed_embeddings_raise_an_alarm():
     assert collapse.embedding_alarm(0.9, 4.0) is None
     assert "complete collapse of the embeddings" in collapse.embedding_alarm(0.05, 4.0)
+    assert "diverged" in collapse.embedding_alarm(float("nan"), 4.0)
     assert "they vary along 1.12 directions" in collapse.embedding_alarm(0.9, 1.12)

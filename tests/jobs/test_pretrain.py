@@ -116,6 +116,20 @@ def test_a_collapse_is_said_aloud_and_kept(tmp_path, monkeypatch, capsys):
     assert result(tmp_path)["collapse"]["alarm"].startswith("complete collapse of the embeddings")
 
 
+def test_a_last_step_that_was_skipped_does_not_spoil_the_result(tmp_path):
+    assert tiny_run.run(tmp_path, "--config.steps=4") == 0
+    want = result(tmp_path)["collapse"]
+    records = [r for r in logs.read(tmp_path / "metrics.jsonl") if "loss" in r]
+    nothing = {"embedding_std": float("nan"), "embedding_rank": float("nan")}
+    with logs.Metrics(tmp_path / "metrics.jsonl", 4) as file:
+        file.write(4, {**records[-1], **nothing})
+    (tmp_path / "result.json").unlink()
+    assert tiny_run.run(tmp_path, "--config.steps=4") == 0
+    collapse = result(tmp_path)["collapse"]
+    assert collapse["embedding_std"] == pytest.approx(records[-2]["embedding_std"])
+    assert collapse["feature_std"] == want["feature_std"] and collapse["alarm"] == want["alarm"]
+
+
 @pytest.mark.parametrize("job", ["knn", "linear"])
 def test_probing_the_checkpoint_gives_the_number_of_the_run(finished, job, capsys):
     probe = [

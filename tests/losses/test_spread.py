@@ -34,6 +34,8 @@ def test_a_line_has_rank_one_and_a_point_no_spread():
     assert line["embedding_std"] > 0.5
     point = spread(np.ones((64, 32), np.float32) + 1e-3 * gaussian(64, 32), None)
     assert point["embedding_std"] < 2e-3
+    huge = spread(1e30 * gaussian(100, 8), None)
+    np.testing.assert_allclose(huge["embedding_std"], 1, rtol=0.1)
     for nothing in (np.ones, np.zeros):
         found = spread(nothing((8, 4), np.float32), None)
         assert found["embedding_std"] < 1e-3 and np.isfinite(found["embedding_rank"])
