@@ -26,7 +26,11 @@ OVERRIDES = {
     "vicreg": {"method.projector.widths": (16, 16, 8)},
     "moco_v1": {"method.projector.widths": (8,), "method.queue": 32, **LOCAL},
     "moco_v2": {"method.projector.widths": (16, 8), "method.queue": 32, **LOCAL},
-    "moco_v3": {"method.projector.widths": (16, 8), "method.predictor.widths": (16, 8)},
+    "moco_v3": {
+        "method.projector.widths": (16, 8),
+        "method.predictor.widths": (16, 8),
+        "optimizer.learning_rate": 2e-4,  # as deepcluster_v2
+    },
     "ressl": {"method.projector.widths": (16, 8), "method.queue": 32, **LOCAL},
     "dino": {
         "method.centring": "mean",  # as published
@@ -35,7 +39,11 @@ OVERRIDES = {
         "method.projector.hidden": 16,
         "method.projector.bottleneck": 8,
     },
-    "npid": {"method.projector.widths": (8,), "method.chunk": 24},
+    "npid": {
+        "method.projector.widths": (8,),
+        "method.chunk": 24,
+        "optimizer.learning_rate": 2e-4,  # as deepcluster_v2
+    },
     "mae": {"method.decoder.width": 8, "method.decoder.depth": 1, "method.decoder.heads": 2},
     "rotation": {},
     "jigsaw": {"method.permutations": 10, "method.hidden": (16,)},
