@@ -252,8 +252,6 @@ def test_weight_decay_groups_of_the_official_code():
 def setting():
     """The tiny ResNet of every test of methods, 2 + 2 crops."""
     config = tiny.config("dino")
-    for name, size in (("global_1", 28), ("global_2", 28), ("local", 16)):
-        config.views[name].size = size
     method = dino.make(config, RUN)
     image = np.random.default_rng(0).integers(0, 255, (8, 28, 28, 1), dtype=np.uint8)
     views = jax.jit(lambda x: method.views(jax.random.key(1), {"image": x}, context()))(image)

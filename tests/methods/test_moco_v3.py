@@ -127,7 +127,6 @@ def vit(**method):
         "positions": "sincos_mocov3",
         "initial": "mocov3",
     }
-    config.views.first.size = config.views.second.size = 28
     config.method.update(method)
     return config
 

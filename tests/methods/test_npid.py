@@ -107,7 +107,7 @@ def setting():
 
 def test_one_view_and_a_bank_of_unit_rows(setting):
     *_, batch, views, _, state = setting
-    assert views["image"].shape == (8, 1, 20, 20, 1)
+    assert views["image"].shape == (8, 1, 28, 28, 1)
     np.testing.assert_array_equal(views["index"], batch["index"])
     assert state["bank"].shape == (50, 8)
     np.testing.assert_allclose(jnp.linalg.norm(state["bank"], axis=1), 1, rtol=1e-5)

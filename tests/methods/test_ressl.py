@@ -127,7 +127,6 @@ def test_the_teacher_sees_the_weak_view(small):
     config, _ = small
     assert config.views.first.jitter == 1 and config.views.second.jitter == 0
     config = config.copy_and_resolve_references()
-    config.views.first.size = 28
     config.views.second = policies.make("none", 28)._asdict()
     method = ressl.make(config, RUN)
     image = np.random.default_rng(0).integers(0, 256, (16, 28, 28, 1), dtype=np.uint8)

@@ -215,7 +215,7 @@ def test_crops_of_one_size_go_together_and_all_crops_through_the_projector(
 ):
     config = tiny.config("swav")
     config.method.queue = 0
-    config.views.both.size, config.views.local.size = 28, size
+    config.views.local.size = size
     method, seen, forward = swav.make(config, RUN), [], swav.network.forward
 
     def recorded(module, params, stats, x, axis):
@@ -236,7 +236,7 @@ def test_crops_of_one_size_go_together_and_all_crops_through_the_projector(
 def test_views_differ_prototypes_begin_with_unit_length_and_have_a_group():
     config = tiny.config("swav")
     config.method.queue = 0
-    config.views.both.size = config.views.local.size = 28
+    config.views.local.size = 28
     method = swav.make(config, RUN)
     image = np.random.default_rng(0).integers(0, 256, (8, 28, 28, 1), dtype=np.uint8)
     views = jax.jit(lambda x: method.views(jax.random.key(1), {"image": x}, context()))(image)
