@@ -3,8 +3,8 @@
 import os
 import pathlib
 
-# Tiny networks compile for seconds and run for milliseconds: with fewer of LLVM's passes, without the
-# newer fusions, the suite is quicker. XLA_FLAGS= (empty) tests what users compile. (Level 0 is
+# Tiny networks compile for seconds and run for milliseconds: with fewer of LLVM's passes, without
+# the newer fusions, the suite is quicker. XLA_FLAGS= (empty) tests what users compile. (Level 0 is
 # quicker still, but its rounding differs between compilations by more than some tests bear.)
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
