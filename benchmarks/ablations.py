@@ -14,35 +14,35 @@ import pathlib
 import subprocess
 import sys
 
-# DINO as published; `digits` has Sinkhorn–Knopp, BatchNorm in the head and a faster teacher.
+# DINO with its centre; `digits` has Sinkhorn–Knopp, BatchNorm in the head and a faster teacher.
 CENTRE = ("method.centring=mean", "method.projector.norm=False", "method.momentum=0.97")
-# method -> [(what is done to it, the switches)]; the first is the method as published.
+# method -> [(what is done to it, the switches)]; the first is the preset.
 ABLATIONS = {
     "simsiam": [
-        ("as published", ()),
+        ("the preset", ()),
         ("no stop-gradient", ("method.stop_gradient=False",)),
         ("no predictor", ("method.predictor={}", "optimizer.groups={}")),
     ],
     "byol": [
-        ("as published", ()),
+        ("the preset", ()),
         ("no stop-gradient, no momentum", ("method.stop_gradient=False", "method.momentum=0.0")),
         ("no predictor, no momentum", ("method.predictor={}", "method.momentum=0.0")),
         ("no predictor", ("method.predictor={}",)),
     ],
     "dino": [
-        ("Sinkhorn, the preset", ()),
+        ("the preset (Sinkhorn)", ()),
         ("no centring", ("method.centring=none",)),
         ("no momentum", ("method.momentum=0.0",)),
-        ("centre, as published", CENTRE),
+        ("centre", CENTRE),
         ("centre, no momentum", (*CENTRE, "method.momentum=0.0")),
     ],
     "barlow_twins": [
-        ("as published", ()),
+        ("the preset", ()),
         ("redundancy alone", ("method.invariance=0.0",)),
         ("invariance alone", ("method.redundancy=0.0",)),
     ],
     "swav": [
-        ("as published", ()),
+        ("the preset", ()),
         ("no Sinkhorn", ("method.sinkhorn=False",)),
     ],
 }

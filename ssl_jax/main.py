@@ -95,6 +95,7 @@ def parse(argv: list[str], flags, configs):
         left = values(["main", *rest])
     except AttributeError as error:  # an unknown field: the message names the nearest one
         text = str(error).replace("\\n", " ").replace("\\", "").replace("\n", " ").strip("\"' ")
+        text = text.replace("' Did", ". Did")
         raise UserError(f"{argument} has no field {text}") from None
     except (flags.Error, ValueError, TypeError, KeyError) as error:
         text = " ".join(str(error).split())

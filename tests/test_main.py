@@ -18,7 +18,7 @@ DIGITS = ("--config", "configs/simclr.py:digits", "--config.cpu_devices=4")
         (("--config",), "--config needs a file"),
         (("--config", "configs/quickstrt.py"), "Did you mean configs/quickstart.py"),
         (("--config", "configs/simclr.py:digit"), "Did you mean digits"),
-        ((*DIGITS, "--config.bacth=4"), 'Did you mean "batch"'),
+        ((*DIGITS, "--config.bacth=4"), 'has no field bacth. Did you mean "batch"'),
         ((*DIGITS, "--config.data.sorce=x"), 'Did you mean "source"'),
         ((*DIGITS, "--config.batch=many"), "config.batch=many"),
         ((*DIGITS, "--workdir=x", "--config.batch"), "Missing value"),
