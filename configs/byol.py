@@ -121,10 +121,15 @@ def digits() -> ConfigDict:
 
 
 def peer() -> ConfigDict:
-    """The run of lightly 1.6.0 on the same digits: its heads, a target that starts as a copy."""
+    """The work of the run of lightly 1.6.0, with its widths and a target that starts as a copy.
+
+    The momentum and the BatchNorm at the end of the projector were chosen on a hold-out of train
+    (docs/results.md), as in `digits`; lightly's projector has none there.
+    """
     c, _ = configs.load("configs/simclr.py:peer")
-    c.method = method(momentum=0.97, hidden=512, width=128)
+    c.method = method(momentum=0.8, hidden=512, width=128)
     c.method.projector.biases = c.method.predictor.biases = (False, True)
+    c.method.projector.norms = ("affine", "plain")
     c.method.initial_target = "online"
     c.views = both(c.views)
     return c

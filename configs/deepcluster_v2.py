@@ -22,16 +22,15 @@ from ssl_jax import config as configs
 def imagenet() -> ConfigDict:
     """ResNet-50, 800 epochs at batch 4,096, 2 + 6 crops: scripts/deepclusterv2_800ep_pretrain.sh.
 
-    But for the method it is SwAV's recipe. The epoch that fills the memory belongs to the schedule
-    here, whose warm-up is therefore an epoch longer; in the official code it comes before. Memory
-    of the clustering, on every device: 1.3 GB of embeddings.
+    But for the method it is SwAV's recipe, which begins after the epoch that fills the memory, as
+    in the official code. Memory of the clustering, on every device: 1.3 GB of embeddings.
     """
     c, _ = configs.load("configs/swav.py:imagenet")
     c.epochs = 801.0
     c.method = method()
     c.optimizer.groups = ConfigDict()
     c.optimizer.freeze_epochs = 1.0
-    c.optimizer.warmup_epochs = 11.0
+    c.optimizer.delay_epochs = 1.0
     return c
 
 

@@ -139,13 +139,15 @@ def digits() -> ConfigDict:
 
 
 def peer() -> ConfigDict:
-    """The run of lightly that its numbers come from: two crops and 1,024 outputs.
+    """The work of the run of lightly that its numbers come from: two crops and 1,024 outputs.
 
-    Its hidden widths and momentum are not recorded: 512 and 64 are those of lightly's example, the
-    momentum is that of `digits`.
+    Its hidden widths and momentum are not recorded: 512 and 64 are those of lightly's example.
+    Momentum, Sinkhorn–Knopp and the head's BatchNorm are those of `digits`.
     """
     c, _ = configs.load("configs/simclr.py:peer")
-    c.method = method(out=1024, hidden=512, bottleneck=64, local_crops=0, momentum=0.97)
+    c.method = method(out=1024, hidden=512, bottleneck=64, local_crops=0, momentum=0.8)
+    c.method.centring = "sinkhorn"
+    c.method.projector.norm = True
     c.views = both(c.views)
     c.optimizer.groups = ConfigDict({"last_layer": {"freeze_epochs": 1.0}})
     return c

@@ -34,7 +34,7 @@ def imagenet() -> ConfigDict:
     big = policies.make("swav_global", 160, area=(0.08, 1.0))
     c.views.both = ConfigDict(big._asdict())
     rest(c, 313 / 312)
-    c.optimizer.warmup_epochs = 11.0
+    c.optimizer.delay_epochs = 1.0
     return c
 
 
@@ -47,7 +47,7 @@ def cifar10() -> ConfigDict:
     c.epochs = 1_001.0
     c.method = method(local_crops=0)
     rest(c, 2.0)
-    c.optimizer.warmup_epochs = 11.0
+    c.optimizer.delay_epochs = 1.0
     return c
 
 

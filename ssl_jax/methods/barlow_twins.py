@@ -58,7 +58,9 @@ def make(config: ConfigDict, run: Run) -> Method:
         loss=loss,
         after_step=lambda params, state, ctx: (params, state),
         # Biases and norms, the 1-D parameters, have a learning rate of their own in the code.
-        labels=lambda params: jax.tree.map(lambda p: "bias" if p.ndim == 1 else "default", params),
+        labels=lambda params: jax.tree_util.tree_map_with_path(
+            lambda path, _: "bias" if path[-1].key in ("bias", "scale") else "default", params
+        ),
         encoder=lambda params, state: {
             "params": params["encoder"],
             "batch_stats": state["encoder"],

@@ -289,10 +289,13 @@ class ViT(nn.Module):
           float32 [b, D].
 
         Raises:
-          ValueError: train with drop_path > 0 and no keys.
+          UserError: train with drop_path > 0 and no keys.
         """
         if train and self.drop_path > 0 and keys is None:
-            raise ValueError("ViT: drop_path needs `keys`, one per example, when train is True")
+            raise UserError(
+                f"model.drop_path is {self.drop_path:g}, but this method drops no paths (DINO's "
+                "student and MAE's encoder do); set it to 0"
+            )
         return self.summarise(self.encode(self.embed(x), keys if train else None))
 
     def intermediate(self, x: jax.Array, count: int) -> tuple[jax.Array, ...]:

@@ -19,6 +19,7 @@ FIELDS = {
     "warmup_epochs": 0.0,  # either of the two; 0: none
     "warmup_fraction": 0.0,  # of the whole run
     "warmup_start": 0.0,  # first learning rate, as a share of the peak
+    "delay_epochs": 0.0,  # epochs at the first learning rate, before the schedule begins
     "final": 0.0,  # where a cosine ends, as a share of the peak
     "milestones": (),  # step: epochs after which the learning rate is multiplied by factor
     "factor": 0.1,
@@ -116,6 +117,10 @@ def make(config: Mapping[str, Any], batch: int, steps_per_epoch: int, total_step
       'step': multiplied by `factor` from each epoch in `milestones` on (MoCo v1);
       'constant': the peak.
 
+    With delay_epochs the first rate is held so long, and all of this happens in the steps that are
+    left (epochs and milestones count from there): what DeepCluster-v2 does before it first learns
+    is outside of its official schedule.
+
     Args:
       config: fields of FIELDS, missing ones take the default; others are not looked at
         (`optimizers.make` checks them).
@@ -130,6 +135,10 @@ def make(config: Mapping[str, Any], batch: int, steps_per_epoch: int, total_step
     """
     c = {name: config[name] if name in config else default for name, default in FIELDS.items()}
     check(c)
+    wait = round(c["delay_epochs"] * steps_per_epoch)
+    if wait:
+        rest = make(c | {"delay_epochs": 0.0}, batch, steps_per_epoch, total_steps - wait)
+        return lambda step: rest(jnp.maximum(jnp.asarray(step) - wait, 0))
     peak = peak_learning_rate(c, batch)
     steps = warmup_steps(c, steps_per_epoch, total_steps)
     start, final = peak * c["warmup_start"], peak * c["final"]
@@ -175,7 +184,7 @@ def check(config: Mapping[str, Any], where: str = "optimizer") -> None:
         if config[field] not in known:
             hint = near_misses(config[field], known)
             raise UserError(f"{where}.{field} is {config[field]!r}.{hint}")
-    for field in ("learning_rate", "warmup_epochs", "factor"):
+    for field in ("learning_rate", "warmup_epochs", "delay_epochs", "factor"):
         if not config[field] >= 0:
             raise UserError(f"{where}.{field} is {config[field]}; it must not be negative")
     for field in ("warmup_fraction", "warmup_start", "final"):

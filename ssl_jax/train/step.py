@@ -31,7 +31,7 @@ def make_step(
       method: the method.
       optimizer: transforms the averaged gradients.
       run: static facts of the run.
-      learning_rate: step -> rate, for the metrics alone; the optimizer has its own.
+      learning_rate: number of updates -> rate, for the metrics alone; the optimizer has its own.
 
     Returns:
       step(state, batch, axis) -> (state, metrics): batch leaves [k, b, …]; metrics float32 [],
@@ -109,7 +109,8 @@ def make_step(
         )
         extra = {
             "gradient_norm": norm,
-            "learning_rate": learning_rate(state.step),
+            # The optimizer counts its updates; a skipped step is none.
+            "learning_rate": learning_rate(state.step - state.skipped),
             "skipped": new.skipped,
             "skipped_in_a_row": new.streak,
         }

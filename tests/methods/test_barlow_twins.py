@@ -153,6 +153,8 @@ def test_the_imagenet_optimizer_moves_as_the_official_one_on_16_gpus(monkeypatch
     grads = {name: shapes[name][1] * jnp.asarray(g) for name, (_, g) in draws.items()}
     labels = make(monkeypatch).labels(params)
     assert labels == {"kernel": "default", "scale": "bias", "bias": "bias"}
+    token = make(monkeypatch).labels({"class_token": jnp.zeros(4)})  # (1, 1, 4) in PyTorch
+    assert token == {"class_token": "default"}
 
     def updates(optimizer, scale):
         counts = {"batch": 2048, "steps_per_epoch": 1, "total_steps": 1000}

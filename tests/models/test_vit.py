@@ -182,7 +182,7 @@ def test_drop_path_in_the_encoder():
     np.testing.assert_array_equal(f(variables, x, True, keys), dropped)
     changed = np.abs(np.asarray(dropped - plain)).max(1) > 1e-6
     assert changed.any()
-    with pytest.raises(ValueError, match="keys"):
+    with pytest.raises(UserError, match="drop_path is 0.5"):
         net.apply(variables, x, True)
     # Rates grow linearly from 0: the first block of two never drops, the last one does.
     rates = net.bind(variables)

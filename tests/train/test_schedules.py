@@ -53,6 +53,15 @@ def test_equals_dino(name, start):
     assert got[20] == got[21] == np.float32(5e-4)  # the peak twice
 
 
+def test_delay_holds_the_first_rate_and_then_is_the_official_schedule():
+    """DeepCluster-v2's epoch that fills the memory comes before SwAV's schedule."""
+    fields, batch, per_epoch = OFFICIAL["swav"]
+    want = np.load(GOLDEN / "lr_schedules.npz")["swav"]
+    got = learning_rates(fields | {"delay_epochs": 2}, len(want) + 2 * per_epoch, batch, per_epoch)
+    np.testing.assert_allclose(got[: 2 * per_epoch], want[0], rtol=1e-6)
+    np.testing.assert_allclose(got[2 * per_epoch :], want, rtol=1e-5, atol=1e-7 * want.max())
+
+
 def test_equals_simsiam():
     want = np.load(GOLDEN / "lr_schedules.npz")["simsiam_encoder_predictor"]  # [epochs, 2]
     fields = {"learning_rate": 0.05, "schedule": "cosine_per_epoch"}

@@ -40,7 +40,8 @@ def train(mode, devices, accumulate=1, poison=-1):
     local = {"image": jax.ShapeDtypeStruct((16 // accumulate // devices, 4, 4, 1), jnp.uint8)}
     create = make_create(method, lambda params: optimizer, local)
     state = jax.jit(create, out_shardings=parallel.replicated(mesh))(jax.random.key(0))
-    step = parallel.compile_step(make_step(method, optimizer, RUN, lambda _: 0.1), mesh, mode)
+    step = make_step(method, optimizer, RUN, lambda updates: 0.1 * updates)
+    step = parallel.compile_step(step, mesh, mode)
     losses, counts = [], []
     for i in range(STEPS):
         batch = {k: v.reshape(accumulate, -1, *v.shape[1:]) for k, v in images(i).items()}
@@ -48,6 +49,8 @@ def train(mode, devices, accumulate=1, poison=-1):
             state, metrics = step(state, parallel.put_batch(batch, mesh, mode))
         losses.append(float(metrics["loss"]))
         counts.append(len(traces))
+        updates = i - (0 <= poison < i)  # a skipped step is none
+        np.testing.assert_allclose(metrics["learning_rate"], 0.1 * updates, rtol=1e-6)
     return losses, state, counts
 
 
