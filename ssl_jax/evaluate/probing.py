@@ -1,8 +1,14 @@
-"""What every probing job starts with: a checkpoint, labelled images, and their features."""
+"""What every job on a checkpoint starts and ends with: runs opened, features, result.json.
+
+`each` takes the runs of `config.checkpoint` one after the other, lets the job measure, writes and
+prints; of several runs (seeds, say) it also reports mean and standard deviation.
+"""
 
 import pathlib
+import statistics
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,27 +16,51 @@ from ml_collections import ConfigDict, config_dict
 
 from ssl_jax import host, parallel, workdir
 from ssl_jax.data import sources
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, near_misses
 from ssl_jax.evaluate import encoder, representation
 
+SPLITS = ("test", "holdout")
+# A number with one of these in its name is a share in [0, 1] and is shown in percent.
+SHARES = ("top", "recall", "_ap", "iou", "accuracy", "delta")
 
-class Probing(NamedTuple):
+
+class Opened(NamedTuple):
+    """A run, restored, with images to measure it on.
+
+    Attributes:
+      run: workdir of the run.
+      folder: where the job writes.
+      restored: its encoder and config.
+      mesh: all devices.
+      cluster: the processes of the job.
+      dataset: name of the source.
+      classes: number of classes, 0 without labels.
+      class_names: in order of the labels; empty if unknown.
+      learn: rows to learn from.
+      judge: rows to be judged on; None without labels.
+    """
+
+    run: pathlib.Path
+    folder: pathlib.Path
+    restored: encoder.Restored
+    mesh: Any
+    cluster: host.Cluster
+    dataset: str
+    classes: int
+    class_names: tuple[str, ...]
+    learn: representation.Part
+    judge: representation.Part | None
+
+
+class Features(NamedTuple):
     """Features of labelled images.
 
     Attributes:
-      folder: where the job writes.
-      restored: the encoder and the run it comes from.
-      dataset: name of the source.
-      classes: number of classes.
       train, train_labels: float32 [n, d], int32 [n].
       test, test_labels: float32 [m, d], int32 [m].
       images_per_second: of the encoder, both sets.
     """
 
-    folder: pathlib.Path
-    restored: encoder.Restored
-    dataset: str
-    classes: int
     train: np.ndarray
     train_labels: np.ndarray
     test: np.ndarray
@@ -39,14 +69,15 @@ class Probing(NamedTuple):
 
 
 def defaults(job: str) -> ConfigDict:
-    """The fields that every probing config has."""
+    """The fields that the config of every such job has."""
     c = ConfigDict()
     c.job = job
-    c.checkpoint = config_dict.placeholder(str)  # workdir of a run
-    c.workdir = config_dict.placeholder(str)  # None: <checkpoint>/<job>
+    c.checkpoint = config_dict.placeholder(str)  # workdir of a run, or several: RUN,RUN,RUN
+    c.workdir = config_dict.placeholder(str)  # None: RUN/<job>; of several runs, runs/<job>
     c.cpu_devices = config_dict.placeholder(int)
     c.compile_cache = "auto"
     c.batch = 500  # images at a time over all devices
+    c.split = "test"  # holdout: judged on a fixed fifth of train, to choose hyperparameters on
     c.train_examples = 50_000  # most examples to learn from and to judge on
     c.test_examples = 50_000
     c.data = ConfigDict()  # None: as in the run
@@ -58,96 +89,192 @@ def defaults(job: str) -> ConfigDict:
     return c
 
 
-def prepare(config: ConfigDict, cluster: host.Cluster) -> Probing:
-    """Restores the encoder and computes features of labelled images.
+def each(
+    config: ConfigDict, cluster: host.Cluster, measure: Callable[[Opened], dict[str, Any]]
+) -> int:
+    """Measures every run of `config.checkpoint`, writes result.json and prints.
 
     Args:
-      config: from `defaults`, with overrides.
+      config: of the job, from `defaults`, with overrides.
       cluster: the processes of the job.
+      measure: what the job finds of one run. Numbers are printed and averaged over the runs (see
+        SHARES); anything else that JSON can hold is written.
+
+    Returns:
+      exit code 0.
 
     Raises:
-      UserError: no checkpoint, no labels, or data that cannot be opened.
+      UserError: no checkpoint, no labels, data that cannot be opened, or what `measure` raises.
     """
-    if config.checkpoint is None:
+    runs = begin(config, cluster)
+    results = []
+    for run in runs:
+        opened = open_run(config, run, cluster, alone=len(runs) == 1)
+        results.append(conclude(opened, config, measure(opened)))
+    if len(runs) > 1:
+        summarise(config, results)
+    return 0
+
+
+def begin(config: ConfigDict, cluster: host.Cluster) -> list[pathlib.Path]:
+    """Checks the fields of `defaults`, arranges devices and cache, names the runs.
+
+    Raises:
+      UserError: no checkpoint, one named twice, or an unknown split.
+    """
+    if not config.checkpoint:
         raise UserError(
             f"which checkpoint? add --config.checkpoint=RUN, the workdir of a run "
-            f"(for example runs/quickstart), to probe it with {config.job}"
+            f"(for example runs/quickstart), for {config.job} to work on"
         )
+    if config.split not in SPLITS:
+        raise UserError(f"--config.split is {config.split!r}.{near_misses(config.split, SPLITS)}")
+    names = [name.strip() for name in config.checkpoint.split(",") if name.strip()]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--config.checkpoint names {name} {names.count(name)} times")
+        if workdir.read_config(pathlib.Path(name)) is None:
+            raise UserError(f"--config.checkpoint: there is no run in {name} (no config.json)")
     host.set_cpu_devices(config.cpu_devices or host.cpu_devices(config.batch, 1, cluster))
     host.set_compile_cache(config.compile_cache)
-    run = pathlib.Path(config.checkpoint)
+    return [pathlib.Path(name) for name in names]
+
+
+def open_run(
+    config: ConfigDict,
+    run: pathlib.Path,
+    cluster: host.Cluster,
+    *,
+    alone: bool = True,
+    labels: bool = True,
+) -> Opened:
+    """Restores the encoder of a run and opens the images.
+
+    Args:
+      config: of the job.
+      run: workdir of the run.
+      cluster: the processes of the job.
+      alone: it is the only run, so `config.workdir` is its own.
+      labels: the job needs them.
+
+    Raises:
+      UserError: no checkpoint, no labels where they are needed, or data that cannot be opened.
+    """
     mesh = parallel.mesh()
     restored = encoder.restore(run, mesh)
-
     data = restored.saved.config.data.copy_and_resolve_references()
     given = {k: v for k, v in config.data.items() if v is not None}
     data.update(given)
-    if data.source.startswith("folder:") and "labels" not in given:
-        data.labels = True  # a probe needs them: the sub-folders name the classes
+    if labels and data.source.startswith("folder:") and "labels" not in given:
+        data.labels = True  # the sub-folders name the classes
     train = sources.open_source(data, "train")
-    if not train.classes:
+    if labels and not train.classes:
         raise UserError(f"{train.name} has no labels, and {config.job} needs them")
-    try:
-        test = sources.open_source(data, "test")
-    except sources.NoSplit:
-        test = None
-    if test is not None and test.classes != train.classes:
+    test = None
+    if config.split == "test":
+        try:
+            test = sources.open_source(data, "test")
+        except sources.NoSplit:
+            test = None
+    if labels and test is not None and test.classes != train.classes:
         raise UserError(
             f"{data.source}: train has {train.classes} classes, test has {test.classes}; "
             "both need the same"
         )
-    bank, query = representation.split(train, test, config.train_examples, config.test_examples)
-
-    encode = encoder.compile_encode(restored.saved.config, mesh)
-    began = time.perf_counter()
-    features = [
-        encoder.extract(encode, restored.variables, *part, config.batch, cluster)
-        for part in (bank, query)
-    ]
-    seconds = time.perf_counter() - began
-    folder = run / config.job if config.workdir is None else pathlib.Path(config.workdir)
-    return Probing(
-        folder=folder,
+    learn, judge = representation.split(train, test, config.train_examples, config.test_examples)
+    own = alone and config.workdir is not None
+    return Opened(
+        run=run,
+        folder=pathlib.Path(config.workdir) if own else run / config.job,
         restored=restored,
+        mesh=mesh,
+        cluster=cluster,
         dataset=train.name,
         classes=train.classes,
-        train=features[0][0],
-        train_labels=features[0][1],
-        test=features[1][0],
-        test_labels=features[1][1],
-        images_per_second=(len(bank.rows) + len(query.rows)) / seconds,
+        class_names=train.class_names,
+        learn=learn,
+        judge=judge,
     )
 
 
-def conclude(p: Probing, config: ConfigDict, found: dict[str, float]) -> None:
-    """Prints the result of a probing job and writes its result.json (process 0 alone).
+def features(o: Opened, batch: int) -> Features:
+    """Runs the encoder over the images to learn from and those to be judged on.
 
     Args:
-      p: from `prepare`.
-      config: of the job.
-      found: numbers to report, fractions in [0, 1] among them as '*top1' and '*top5'.
+      o: a run with labels.
+      batch: images at a time over all devices.
     """
-    saved = p.restored.saved
+    encode = encoder.compile_encode(o.restored.saved.config, o.mesh)
+    began = time.perf_counter()
+    (train, train_labels), (test, test_labels) = (
+        encoder.extract(encode, o.restored.variables, *part, batch, o.cluster)
+        for part in (o.learn, o.judge)
+    )
+    seconds = time.perf_counter() - began
+    return Features(train, train_labels, test, test_labels, (len(train) + len(test)) / seconds)
+
+
+def conclude(o: Opened, config: ConfigDict, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Prints what a job found of one run and writes its result.json (process 0 alone).
+
+    Returns:
+      the content of result.json.
+    """
+    saved = o.restored.saved
     result = {
         "job": config.job,
         "method": saved.config.method.name,
-        "dataset": p.dataset,
-        "checkpoint": str(config.checkpoint),
-        "step": p.restored.step,
-        "train_examples": len(p.train),
-        "test_examples": len(p.test),
-        "classes": p.classes,
-        "images_per_second": p.images_per_second,
+        "seed": saved.config.seed,
+        "dataset": o.dataset,
+        "checkpoint": str(o.run),
+        "step": o.restored.step,
+        "judged_on": config.split,
+        "train_examples": len(o.learn.rows),
+        "test_examples": len(o.judge.rows) if o.judge else 0,
+        "classes": o.classes,
         **found,
     }
     if jax.process_index() > 0:
-        return
-    workdir.write_json(p.folder / "result.json", result)
+        return result
+    workdir.write_json(o.folder / "result.json", result)
     print(
-        f"{config.job} on {p.dataset}: {saved.config.method.name} after {p.restored.step:,} steps, "
-        f"{len(p.train):,} training and {len(p.test):,} test images"
+        f"{config.job} on {o.dataset}: {saved.config.method.name} after {o.restored.step:,} steps, "
+        f"{result['train_examples']:,} training and {result['test_examples']:,} test images"
     )
-    for name, value in found.items():
-        shown = f"{100 * value:.2f} %" if "top" in name else f"{value:g}"
-        print(f"  {name:<14}{shown}")
-    print(f"written to {p.folder / 'result.json'}")
+    for name, value in numbers(found).items():
+        print(f"  {name:<22}{shown(name, value)}")
+    print(f"written to {o.folder / 'result.json'}")
+    return result
+
+
+def summarise(config: ConfigDict, results: list[dict[str, Any]]) -> None:
+    """Mean and standard deviation (n − 1) over several runs, printed and written."""
+    columns = [numbers(r) for r in results]
+    common = [name for name in columns[0] if all(name in c for c in columns)]
+    facts = ("seed", "step", "train_examples", "test_examples", "classes")
+    spread = {}
+    for name in common:
+        if name not in facts:
+            values = [c[name] for c in columns]
+            spread[name] = {"mean": statistics.mean(values), "sd": statistics.stdev(values)}
+    if jax.process_index() > 0:
+        return
+    folder = pathlib.Path(config.workdir or pathlib.Path("runs") / config.job)
+    content = {"job": config.job, "runs": results, "over_runs": spread}
+    workdir.write_json(folder / "result.json", content)
+    print(f"\n{config.job} of {len(results)} runs, mean ± standard deviation")
+    for name, both in spread.items():
+        print(f"  {name:<22}{shown(name, both['mean'])} ± {shown(name, both['sd'])}")
+    print(f"written to {folder / 'result.json'}")
+
+
+def numbers(found: Mapping[str, Any]) -> dict[str, float]:
+    """What can be averaged."""
+    return {
+        k: v for k, v in found.items() if isinstance(v, int | float) and not isinstance(v, bool)
+    }
+
+
+def shown(name: str, value: float) -> str:
+    """'96.70 %' or '0.316'."""
+    return f"{100 * value:.2f} %" if any(s in name for s in SHARES) else f"{value:.4g}"

@@ -18,12 +18,19 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
       exit code 0.
 
     Raises:
-      UserError: see `probing.prepare` and `knn.classify`.
+      UserError: see `probing.each` and `knn.classify`.
     """
-    p = probing.prepare(config, cluster)
-    scores = knn.classify(
-        p.train, p.train_labels, p.test, p.classes, k=config.k, temperature=config.temperature
-    )
-    found = knn.accuracy(scores, p.test_labels)
-    probing.conclude(p, config, {"knn_top1": found["top1"], "knn_top5": found["top5"]})
-    return 0
+
+    def measure(o: probing.Opened):
+        f = probing.features(o, config.batch)
+        scores = knn.classify(
+            f.train, f.train_labels, f.test, o.classes, k=config.k, temperature=config.temperature
+        )
+        found = knn.accuracy(scores, f.test_labels)
+        return {
+            "knn_top1": found["top1"],
+            "knn_top5": found["top5"],
+            "images_per_second": f.images_per_second,
+        }
+
+    return probing.each(config, cluster, measure)

@@ -20,19 +20,26 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
       exit code 0.
 
     Raises:
-      UserError: see `probing.prepare` and `linear.probe`.
+      UserError: see `probing.each` and `linear.probe`.
     """
-    p = probing.prepare(config, cluster)
-    found = linear.probe(
-        p.train,
-        p.train_labels,
-        p.test,
-        p.test_labels,
-        p.classes,
-        grid=tuple(config.grid),
-        holdout=config.holdout,
-        seed=config.seed,
-    )
-    numbers = {"linear_top1": found["top1"], "linear_top5": found["top5"], "C": found["C"]}
-    probing.conclude(p, config, numbers)
-    return 0
+
+    def measure(o: probing.Opened):
+        f = probing.features(o, config.batch)
+        found = linear.probe(
+            f.train,
+            f.train_labels,
+            f.test,
+            f.test_labels,
+            o.classes,
+            grid=tuple(config.grid),
+            holdout=config.holdout,
+            seed=config.seed,
+        )
+        return {
+            "linear_top1": found["top1"],
+            "linear_top5": found["top5"],
+            "C": found["C"],
+            "images_per_second": f.images_per_second,
+        }
+
+    return probing.each(config, cluster, measure)
