@@ -111,7 +111,7 @@ def digits() -> ConfigDict:
     larger crops than SimCLR's; the momentum.
     """
     c, _ = configs.load("configs/simclr.py:digits")
-    c.epochs = 30.0
+    c.epochs = 40.0
     c.method = method(momentum=0.9, hidden=512, width=128)
     c.method.projector.norms = ("affine", "plain")
     c.views.both.area = (0.4, 1.0)

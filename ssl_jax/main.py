@@ -15,6 +15,7 @@ JOBS = {
     "pretrain": "learn a representation from images without labels",
     "knn": "classify with the nearest neighbours of a checkpoint's features",
     "linear": "train a linear classifier on a checkpoint's features",
+    "analyze": "alignment, uniformity, spectrum and hardness of a checkpoint's features",
 }
 
 EXAMPLES = """\

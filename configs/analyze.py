@@ -1,0 +1,28 @@
+"""Analysis of a checkpoint's features: alignment, uniformity, spectrum, hardness by temperature.
+
+    python -m ssl_jax.main --config configs/analyze.py --config.checkpoint=runs/quickstart
+    python -m ssl_jax.main --config configs/analyze.py --config.checkpoint=RUN,RUN,RUN \
+        --config.policy=digits
+
+No training and no labels needed; with labels, kNN and tolerance as well. Over several runs it says
+how each number goes with kNN; give them one `policy`, so that they see the same views.
+Writes result.json and analyze.png.
+"""
+
+from ml_collections import ConfigDict
+
+from ssl_jax.evaluate import probing
+
+
+def get_config() -> ConfigDict:
+    """4,000 images, two views each."""
+    c = probing.defaults("analyze")
+    c.examples = 4_000  # most images that pairs are made of; memory grows with its square
+    c.policy = ""  # of both views (ssl_jax/augment/policies.py); '': the run's own augmentation
+    c.seed = 0  # of the views
+    c.alpha = 2.0  # of alignment
+    c.t = 2.0  # of uniformity
+    c.temperatures = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # at which hardness is looked at
+    c.k = 20  # of kNN
+    c.temperature = 0.1
+    return c

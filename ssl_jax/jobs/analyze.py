@@ -1,0 +1,95 @@
+"""Analysis of features without training: alignment, uniformity, spectrum, hardness."""
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssl_jax import host
+from ssl_jax.errors import UserError
+from ssl_jax.evaluate import collapse, encoder, knn, probing, similarity
+
+AGAINST = ("alignment", "uniformity", "alignment_and_uniformity", "tolerance", "effective_rank")
+
+
+def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
+    """Measures the encoder's features of two views of every image (evaluate/similarity.py).
+
+    Where labels exist, kNN is measured as well, and over three runs or more Spearman's rank
+    correlation of each number with it.
+
+    Args:
+      config: `probing.defaults('analyze')` with examples, policy, temperatures, alpha, t, seed, k
+        and temperature.
+      cluster: the processes of the job.
+      name: of the config; not used.
+
+    Returns:
+      exit code 0.
+
+    Raises:
+      UserError: see `probing.begin` and `probing.open_run`; an unknown policy; a temperature that
+        is not positive; fewer than two images.
+    """
+    if config.examples < 2 or min(config.temperatures, default=1) <= 0:
+        raise UserError("--config.examples must be at least 2, every --config.temperatures above 0")
+    runs = probing.begin(config, cluster)
+    results = []
+    for folder in runs:
+        opened = probing.open_run(config, folder, cluster, alone=len(runs) == 1, labels=False)
+        results.append(probing.conclude(opened, config, measure(opened, config)))
+    if len(runs) > 1:
+        probing.summarise(config, results)
+    if len(runs) > 2 and all("knn_top1" in r for r in results) and jax.process_index() == 0:
+        print("\nrank correlation with kNN over the runs (Spearman)")
+        for key in AGAINST:
+            rho = similarity.rank_correlation(
+                [r[key] for r in results], [r["knn_top1"] for r in results]
+            )
+            print(f"  {key:<26}{rho:+.2f}")
+    return 0
+
+
+def measure(o: probing.Opened, config: ConfigDict) -> dict:
+    """All that result.json holds of one run; draws analyze.png beside it."""
+    saved = o.restored.saved.config
+    part = o.judge or o.learn
+    rows = part.rows[encoder.subset(len(part.rows), config.examples)]
+    pair = similarity.policies(saved, config.policy)
+    encode = similarity.compile_encode(saved, pair, config.seed, o.mesh)
+    features, labels = encoder.extract(
+        encode, o.restored.variables, part.source, rows, config.batch, o.cluster
+    )
+    if not np.isfinite(features).all():
+        raise UserError(f"{o.run}: the features are not all finite; the encoder diverged")
+    x, y = similarity.unit(features[:, 0]), similarity.unit(features[:, 1])
+    numbers, histograms = similarity.measure(x, y, labels, config.alpha, config.t)
+    numbers["alignment_and_uniformity"] = numbers["alignment"] + numbers["uniformity"]
+    whole = encoder.compile_encode(saved, o.mesh)
+    found = []
+    for images in (o.learn, o.judge):
+        if images is not None:
+            found.append(
+                encoder.extract(whole, o.restored.variables, *images, config.batch, o.cluster)
+            )
+    spectrum = collapse.measure(found[0][0])
+    numbers |= {k: float(spectrum[k]) for k in ("feature_std_ratio", "effective_rank")}
+    if len(found) == 2:
+        scores = knn.classify(*found[0], found[1][0], o.classes, config.k, config.temperature)
+        numbers["knn_top1"] = knn.accuracy(scores, found[1][1])["top1"]
+    hardness = similarity.hardness(x, y, config.temperatures)
+    if jax.process_index() == 0:
+        from ssl_jax.report import similarity_picture
+
+        o.folder.mkdir(parents=True, exist_ok=True)
+        title = f"{saved.method.name} on {o.dataset}, {o.restored.step:,} steps"
+        picture = o.folder / "analyze.png"
+        similarity_picture.draw(
+            picture, histograms, np.asarray(spectrum["singular_values"]), hardness, title
+        )
+    return {
+        **numbers,
+        "views": config.policy or "the run's own",
+        "hardness": hardness,
+        "histograms": {k: v if v is None else v.tolist() for k, v in histograms._asdict().items()},
+        "singular_values": np.asarray(spectrum["singular_values"]).tolist(),
+    }
