@@ -135,12 +135,16 @@ def digits() -> ConfigDict:
 
 
 def peer() -> ConfigDict:
-    """The run of lightly that its numbers come from: 200 prototypes, two crops, no queue.
+    """The work of the run of lightly that its numbers come from: 200 prototypes, two crops.
 
-    It is not recorded how long the prototypes rested: an epoch here, as in the official recipe.
+    It is not recorded how long the prototypes rested: an epoch here, as in the official recipe. The
+    rate and the BatchNorm without parameters at the end of the projector were chosen on a hold-out
+    of train (docs/results.md).
     """
     c, _ = configs.load("configs/simclr.py:peer")
     c.method = method(hidden=256, prototypes=200, local_crops=0)
+    c.method.projector.norms = ("affine", "plain")
+    c.optimizer.learning_rate = 6e-3
     c.views = ConfigDict({"both": c.views.both.to_dict()})
     c.optimizer.groups = ConfigDict({"prototypes": {"freeze_epochs": 1.0}})
     return c

@@ -80,7 +80,8 @@ def defaults() -> ConfigDict:
     c.evaluate.test_examples = 50_000
 
     c.monitor = ConfigDict()
-    c.monitor.every_steps = 1_000  # kNN and collapse monitors; 0: only at the end
+    c.monitor.every_steps = 1_000  # kNN, linear probe and collapse monitors; 0: only at the end
+    c.monitor.linear = 0.1  # C of the linear probe on frozen features; 0: none
     c.monitor.train_examples = 10_000  # bank of the kNN monitor
     c.monitor.test_examples = 2_000
 

@@ -169,7 +169,7 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
 
 
 def look(e: Experiment, state: TrainState, logged: Mapping[str, float]) -> dict[str, Any]:
-    """The monitors: kNN where labels exist, and collapse, always.
+    """The monitors: kNN and a linear probe where labels exist, and collapse, always.
 
     Args:
       e: the run.
@@ -177,7 +177,7 @@ def look(e: Experiment, state: TrainState, logged: Mapping[str, float]) -> dict[
       logged: newest metrics of a step, for the spread of the embeddings.
 
     Returns:
-      {'knn_top1'?, 'feature_std', 'feature_std_ratio', 'effective_rank', 'alarm'?}.
+      {'knn_top1'?, 'linear_top1'?, 'feature_std', 'feature_std_ratio', 'effective_rank', 'alarm'?}.
     """
     variables = e.method.encoder(state.params, state.state)
     bank, query = representation.split(
@@ -196,6 +196,10 @@ def look(e: Experiment, state: TrainState, logged: Mapping[str, float]) -> dict[
         test, test_labels = encoder.extract(e.encode, variables, *query, size, e.cluster)
         scores = knn.classify(features, labels, test, e.train.classes)
         seen["knn_top1"] = knn.accuracy(scores, test_labels)["top1"]
+        if e.config.monitor.linear > 0:
+            seen["linear_top1"] = representation.online_linear(
+                features, labels, test, test_labels, e.train.classes, e.config.monitor.linear
+            )
     return seen
 
 

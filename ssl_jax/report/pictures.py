@@ -41,7 +41,7 @@ class Panel(NamedTuple):
 
 PANELS = (
     Panel("Loss", {"loss": "loss"}, smooth=True),
-    Panel("kNN accuracy (%)", {"knn_top1": "top-1", "knn_top5": "top-5"}, scale=100),
+    Panel("Accuracy (%)", {"knn_top1": "kNN", "linear_top1": "linear probe"}, scale=100),
     Panel("Learning rate", {"learning_rate": "learning rate"}),
     Panel(
         "Spread (1 = isotropic)",

@@ -55,6 +55,18 @@ def test_a_run_leaves_all_that_is_promised(finished):
         assert (finished / "report" / f"{picture}.png").stat().st_size > 5_000
 
 
+def test_online_probes_do_not_touch_the_run(finished, tmp_path):
+    """The same state to the bit with and without kNN and linear probe on the way."""
+    assert tiny_run.run(tmp_path, "--config.monitor.linear=0.0") == 0
+    assert result(tmp_path)["fingerprint"] == result(finished)["fingerprint"]
+    with_probe, without = (logs.read(f / "metrics.jsonl") for f in (finished, tmp_path))
+    probed = [r["linear_top1"] for r in with_probe if "linear_top1" in r]
+    assert len(probed) == 2 and all(0.2 < p <= 1 for p in probed)
+    # C is fixed, and the final probe chooses: close, not equal.
+    assert abs(probed[-1] - result(finished)["linear_top1"]) < 0.1
+    assert not any("linear_top1" in r for r in without)
+
+
 def test_a_finished_run_says_so_and_changes_nothing(finished, capsys):
     before = result(finished)
     assert tiny_run.run(finished, "--config.report=True", "--config.monitor.every_steps=6") == 0
