@@ -241,8 +241,9 @@ def conclude(o: Opened, config: ConfigDict, found: Mapping[str, Any]) -> dict[st
         f"{config.job} on {o.dataset}: {saved.config.method.name} after {o.restored.step:,} steps, "
         f"{result['train_examples']:,} training and {result['test_examples']:,} test images"
     )
+    width = 2 + max(map(len, numbers(found)), default=0)
     for name, value in numbers(found).items():
-        print(f"  {name:<22}{shown(name, value)}")
+        print(f"  {name:<{width}}{shown(name, value)}")
     print(f"written to {o.folder / 'result.json'}")
     return result
 
@@ -263,8 +264,9 @@ def summarise(config: ConfigDict, results: list[dict[str, Any]]) -> None:
     content = {"job": config.job, "runs": results, "over_runs": spread}
     workdir.write_json(folder / "result.json", content)
     print(f"\n{config.job} of {len(results)} runs, mean ± standard deviation")
+    width = 2 + max(map(len, spread), default=0)
     for name, both in spread.items():
-        print(f"  {name:<22}{shown(name, both['mean'])} ± {shown(name, both['sd'])}")
+        print(f"  {name:<{width}}{shown(name, both['mean'])} ± {shown(name, both['sd'])}")
     print(f"written to {folder / 'result.json'}")
 
 

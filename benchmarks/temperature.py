@@ -1,0 +1,88 @@
+"""What the temperature of SimCLR does to its features: short runs on the digits.
+
+    python -m benchmarks.temperature [--temperatures 0.02 0.05 0.2 1 5] [--seeds 0 1 2] [--at-once 2]
+
+For each temperature and seed, `python -m ssl_jax.main --config configs/simclr.py:digits` and then
+`configs/analyze.py` with the views of `digits`, each in a process of its own under --runs; what is
+finished is not repeated. Prints mean ± sd over the seeds.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import queue
+import statistics
+import subprocess
+import sys
+
+COLUMNS = ("alignment", "uniformity", "tolerance", "effective_rank", "knn_top1", "linear_top1")
+
+
+def run(*words: str) -> None:
+    """One process of ssl_jax.
+
+    Raises:
+      SystemExit: it failed; its output is shown.
+    """
+    command = [sys.executable, "-m", "ssl_jax.main", *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stdout}")
+
+
+def measure(temperature: float, seed: int, runs: pathlib.Path) -> dict[str, float]:
+    """The numbers of one run."""
+    folder = runs / f"simclr_t{temperature:g}_{seed}"
+    run(
+        *("--config", "configs/simclr.py:digits", f"--config.method.temperature={temperature}"),
+        *(f"--config.seed={seed}", "--config.report=False", f"--workdir={folder}"),
+    )
+    if not (folder / "analyze" / "result.json").exists():
+        run(
+            *("--config", "configs/analyze.py", f"--config.checkpoint={folder}"),
+            "--config.policy=digits",
+        )
+    pretrained = json.loads((folder / "result.json").read_text())
+    analyzed = json.loads((folder / "analyze" / "result.json").read_text())
+    return {**analyzed, "linear_top1": pretrained["linear_top1"]}
+
+
+def main() -> None:
+    """Runs what is missing and prints a line for each temperature."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--temperatures", nargs="+", type=float, default=[0.02, 0.05, 0.2, 1.0, 5.0]
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--at-once", type=int, default=1, help="runs that share the cores")
+    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs") / "temperature")
+    arguments = parser.parse_args()
+    cores, shares = sorted(os.sched_getaffinity(0)), queue.Queue()
+    for i in range(arguments.at_once):
+        shares.put(cores[i :: arguments.at_once])
+
+    def take_cores():
+        os.sched_setaffinity(0, shares.get())  # of this thread; its processes inherit them
+
+    print("| temperature | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
+    with concurrent.futures.ThreadPoolExecutor(arguments.at_once, initializer=take_cores) as pool:
+        started = {
+            t: [pool.submit(measure, t, seed, arguments.runs) for seed in arguments.seeds]
+            for t in arguments.temperatures
+        }
+        for temperature, seeds in started.items():
+            found = [seed.result() for seed in seeds]
+            cells = []
+            for column in COLUMNS:
+                scale, digits = (100, 1) if "top1" in column else (1, 2)
+                values = [scale * f[column] for f in found]
+                mean = f"{statistics.mean(values):.{digits}f}"
+                sd = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+                cells.append(mean + sd)
+            print(f"| {temperature:g} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
