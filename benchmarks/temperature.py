@@ -1,6 +1,7 @@
 """What the temperature of SimCLR does to its features: short runs on the digits.
 
-    python -m benchmarks.temperature [--temperatures 0.02 0.05 0.2 1 5] [--seeds 0 1 2] [--at-once 2]
+    python -m benchmarks.temperature [--temperatures 0.02 0.05 0.2 1 5] [--seeds 0 1 2]
+                                     [--at-once 2]
 
 For each temperature and seed, `python -m ssl_jax.main --config configs/simclr.py:digits` and then
 `configs/analyze.py` with the views of `digits`, each in a process of its own under --runs; what is
