@@ -188,3 +188,50 @@ def compile_rows(f: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any
     )
     put = functools.partial(jax.make_array_from_process_local_data, NamedSharding(mesh, P(AXIS)))
     return lambda whole, rows: mapped(whole, jax.tree.map(put, rows))
+
+
+def compile_carry(f: Callable[[Any, Any, Any], Any], mesh: Mesh) -> Callable[..., Any]:
+    """Compiles `f(carry, rows, whole) -> carry`, where every row is computed on its own.
+
+    Args:
+      f: (leaves [b, …], leaves [b, …], whole pytree) -> like its first argument.
+      mesh: from `mesh()`.
+
+    Returns:
+      g(carry, rows, whole): carry and rows as `put_split` lays them, whole as `put_whole`. The
+      carry is donated, and stays where it is: nothing crosses devices.
+    """
+    mapped = jax.shard_map(
+        f,
+        mesh=mesh,
+        in_specs=(P(AXIS), P(AXIS), P()),
+        out_specs=P(AXIS),
+        check_vma=False,
+    )
+    return jax.jit(mapped, donate_argnums=0)
+
+
+def put_split(x: Any, mesh: Mesh) -> Any:
+    """Lays host arrays [B, …], equal on every process, split over the devices by rows.
+
+    B is a multiple of the devices of the mesh.
+    """
+    sharding = NamedSharding(mesh, P(AXIS))
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__), x
+    )
+
+
+def put_whole(x: Any, mesh: Mesh) -> Any:
+    """Lays host arrays, equal on every process, whole on every device."""
+    sharding = replicated(mesh)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__), x
+    )
+
+
+def fetch(x: Any, mesh: Mesh) -> Any:
+    """Arrays split over the devices as numpy arrays [B, …], the same on every process."""
+    if jax.process_count() > 1:
+        x = jax.jit(lambda leaf: leaf, out_shardings=replicated(mesh))(x)
+    return jax.tree.map(np.asarray, x)

@@ -1,5 +1,6 @@
 """Probing by nearest neighbours: no training, one look at the features."""
 
+import jax
 from ml_collections import ConfigDict
 
 from ssl_jax import host
@@ -7,10 +8,15 @@ from ssl_jax.evaluate import knn, probing
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
-    """Classifies test images by a weighted vote of the nearest training images (evaluate/knn.py).
+    """Classifies test images by the vote of the nearest training images (evaluate/knn.py).
+
+    The neighbours are found once, for the largest k. The result is the weighted vote with
+    `config.k` and `config.temperature`; majority votes by cosine and by Euclidean distance stand
+    beside it. A grid of other k and temperatures is a table and never the result: its best member
+    would be chosen on the very images that it is judged on.
 
     Args:
-      config: `probing.defaults('knn')` with k and temperature.
+      config: `probing.defaults('knn')` with k, temperature, grid_k and grid_temperature.
       cluster: the processes of the job.
       name: of the config; not used.
 
@@ -20,17 +26,45 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     Raises:
       UserError: see `probing.each` and `knn.classify`.
     """
+    ks = tuple(config.grid_k) or (config.k,)
+    temperatures = tuple(config.grid_temperature) or (config.temperature,)
+    knn.check_grid((config.k, *ks), (config.temperature, *temperatures))
 
     def measure(o: probing.Opened):
         f = probing.features(o, config.batch)
-        scores = knn.classify(
-            f.train, f.train_labels, f.test, o.classes, k=config.k, temperature=config.temperature
-        )
-        found = knn.accuracy(scores, f.test_labels)
-        return {
-            "knn_top1": found["top1"],
-            "knn_top5": found["top5"],
-            "images_per_second": f.images_per_second,
+        labels, known = f.train_labels, f.train_labels >= 0
+        knn.check_labels(labels, o.classes)
+        near = knn.by_cosine(f.train, f.test, max(config.k, *ks), known, mesh=o.mesh)
+        metric = knn.by_distance(f.train, f.test, config.k, known, mesh=o.mesh)
+        votes = {
+            "knn": knn.weighted(near, labels, o.classes, config.k, config.temperature),
+            "plain_cosine": knn.plain(near, labels, o.classes, config.k),
+            "plain_euclidean": knn.plain(metric, labels, o.classes, config.k),
         }
+        reached = {n: knn.accuracy(scores, f.test_labels) for n, scores in votes.items()}
+        found = {f"{n}_{top}": x for n, both in reached.items() for top, x in both.items()}
+        found["images_per_second"] = f.images_per_second
+        if config.grid_k or config.grid_temperature:
+            found["grid"] = knn.grid(near, labels, f.test_labels, o.classes, ks, temperatures)
+            if jax.process_index() == 0:
+                print(table(found["grid"], config.split))
+        return found
 
     return probing.each(config, cluster, measure)
+
+
+def table(grid: list[dict[str, float]], split: str) -> str:
+    """The grid in top-1 (%): a line for every k, a column for every temperature.
+
+    Args:
+      grid: from `knn.grid`.
+      split: what it was judged on.
+    """
+    ks = list(dict.fromkeys(cell["k"] for cell in grid))
+    temperatures = list(dict.fromkeys(cell["temperature"] for cell in grid))
+    top1 = {(cell["k"], cell["temperature"]): cell["top1"] for cell in grid}
+    lines = ["top-1 (%) of the grid", "       k" + "".join(f"{f'T={t:g}':>9}" for t in temperatures)]
+    lines += [f"{k:>8}" + "".join(f"{100 * top1[k, t]:9.2f}" for t in temperatures) for k in ks]
+    if split == "test":
+        lines.append("  (no result: choose k and T on --config.split=holdout, then read test once)")
+    return "\n".join(lines)
