@@ -137,10 +137,12 @@ def main() -> None:
 
 
 def table(found: dict[str, list[dict]], queries: int) -> str:
-    """Markdown: a line for each peer; ratios are of seconds, in the same round, to the first."""
+    """Markdown: a line for each peer.
 
-    def spread(values, form):
-        return f"{statistics.median(values):{form}} ({min(values):{form}} … {max(values):{form}})"
+    The ratio is that of the median seconds to those of the first peer; in brackets the range of the
+    ratios within a round.
+    """
+    median = statistics.median
 
     base = next(iter(found.values()))
     lines = [
@@ -150,11 +152,14 @@ def table(found: dict[str, list[dict]], queries: int) -> str:
     for peer, runs in found.items():
         seconds = [r["seconds"] for r in runs]
         ratios = [r["seconds"] / b["seconds"] for r, b in zip(runs, base, strict=True)]
+        ratio = median(seconds) / median(b["seconds"] for b in base)
         memory = max(r["memory_beyond_bank"] for r in runs) / 2**30
         same = [p == q for p, q in zip(runs[0]["predicted"], base[0]["predicted"], strict=True)]
         lines.append(
-            f"| {peer} | {spread(seconds, '.2f')} | {queries / statistics.median(seconds):,.0f} "
-            f"| {memory:.2f} | × {spread(ratios, '.2f')} | {100 * sum(same) / len(same):.1f} % |"
+            f"| {peer} | {median(seconds):.2f} ({min(seconds):.2f} … {max(seconds):.2f}) "
+            f"| {queries / median(seconds):,.0f} | {memory:.2f} "
+            f"| × {ratio:.2f} ({min(ratios):.2f} … {max(ratios):.2f}) "
+            f"| {100 * sum(same) / len(same):.1f} % |"
         )
     return "\n".join(lines)
 

@@ -1,9 +1,11 @@
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssl_jax import parallel
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate import knn
 
@@ -67,13 +69,76 @@ def test_golden_of_instance_discrimination(golden, k, name):
     np.testing.assert_allclose(reached["top1"], golden[name], atol=1e-6)
 
 
-@pytest.mark.parametrize("query_block, bank_block", [(1024, 4096), (4, 8), (3, 7), (11, 2)])
+def test_golden_grid_from_one_search(golden):
+    """Every (k, T) of the official code, from the neighbours of the largest k."""
+    labels, truth = golden["train_labels"], golden["test_labels"]
+    near = knn.by_cosine(golden["train"], golden["test"], 200)
+    table = knn.grid(near, labels, truth, 10, (5, 20, 200), (0.07, 1.0))
+    assert [(c["k"], c["temperature"]) for c in table] == [
+        (5, 0.07), (5, 1.0), (20, 0.07), (20, 1.0), (200, 0.07), (200, 1.0),
+    ]  # fmt: skip
+    seen = 0
+    for cell in table:
+        name = f"k{cell['k']}_T{cell['temperature']}"
+        if f"top1_{name}" in golden:
+            seen += 1
+            np.testing.assert_allclose(100 * cell["top1"], golden[f"top1_{name}"], atol=1e-4)
+            np.testing.assert_allclose(100 * cell["top5"], golden[f"top5_{name}"], atol=1e-4)
+    assert seen == 4
+    assert len({cell["top1"] for cell in table}) > 2
+
+
+@pytest.mark.parametrize("query_block, bank_block", [(1024, None), (4, 8), (3, 7), (11, 2)])
 def test_blocks_do_not_matter(query_block, bank_block):
     # 11 queries and 37 rows: the last block is padded, and k = 6 exceeds the block of 2.
     train, labels, test, _ = data()
     labels[::5] = -1
     scores = knn.classify(train, labels, test, 4, 6, 0.1, query_block, bank_block)
     np.testing.assert_allclose(np.exp(scores), brute(train, labels, test, 4, 6, 0.1), rtol=1e-4)
+
+
+def test_a_block_that_few_or_many_rows_of_enter():
+    """Both ways to merge a block: rows that come from far to near enter all, from near to far none.
+
+    k = 20 with blocks of 50 takes the short way where no query has more than 8 newcomers.
+    """
+    angle = np.linspace(0, np.pi / 2, 400)  # of the rows to the query
+    bank = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+    query = np.array([[1.0, 0.0]], np.float32)
+    mixed = np.random.default_rng(0).permutation(400)
+    for order in (np.arange(400), np.arange(400)[::-1], mixed):
+        near = knn.by_cosine(bank[order], query, 20, bank_block=50)
+        np.testing.assert_array_equal(order[near.index[0]], np.arange(20))
+        np.testing.assert_allclose(near.similarity[0], np.cos(angle[:20]), rtol=1e-5)
+
+
+def test_devices_do_not_matter():
+    """Queries that do not divide: 11 over 4 devices, 3 of them, or 1."""
+    assert jax.device_count() == 4
+    train, _, test, _ = data()
+    for search in (knn.by_cosine, knn.by_distance):
+        four = search(train, test, 6, bank_block=10)
+        for count in (1, 3):
+            mesh = parallel.mesh(jax.devices()[:count])
+            few = search(train, test, 6, bank_block=10, mesh=mesh)
+            np.testing.assert_array_equal(few.index, four.index)
+            np.testing.assert_allclose(few.similarity, four.similarity, rtol=1e-5, atol=1e-6)
+    assert knn.by_cosine(train, test[:1], 6).index.shape == (1, 6)
+
+
+def test_a_second_call_does_not_compile():
+    train, _, test, _ = data(n=50, m=9, d=7, seed=1)
+    traces = []
+
+    def similarity(queries, bank):
+        traces.append(1)
+        return knn._dot(queries, bank)
+
+    first = knn.search(train, test, 5, similarity, bank_block=20)
+    once = len(traces)
+    again = knn.search(train, test, 5, similarity, bank_block=20)
+    assert len(traces) == once > 0
+    np.testing.assert_array_equal(again.index, first.index)
 
 
 def test_rows_without_a_label_are_not_in_the_bank():
@@ -114,7 +179,7 @@ def test_log_votes_by_hand():
     np.testing.assert_allclose(votes, [[5, 0, 2, 0], [0, 0, 0, 2]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("bank_block", [4096, 8])
+@pytest.mark.parametrize("bank_block", [None, 8])
 def test_euclidean_equals_scikit_learn(bank_block):
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -126,16 +191,32 @@ def test_euclidean_equals_scikit_learn(bank_block):
     np.testing.assert_array_equal(counts.argmax(1), reference.predict(test.astype(np.float64)))
 
 
+@pytest.mark.parametrize("k", [3, 7])
+def test_plain_cosine_equals_scikit_learn(k):
+    """From the neighbours of a larger k."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    train, labels, test, _ = data(n=60, m=40)
+    reference = KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(train, labels)
+    counts = knn.plain(knn.by_cosine(train, test, 7), labels, 4, k)
+    np.testing.assert_array_equal(counts.argmax(1), reference.predict(test))
+    np.testing.assert_allclose(counts.sum(1), k)
+
+
 def test_neighbours_are_sorted_and_the_earlier_of_equals_comes_first():
     bank = np.array([[1.0], [3.0], [3.0], [2.0], [3.0]], np.float32)
-    labels = np.array([0, 1, 2, 3, 4])
 
     for block in (5, 2):
-        near, names = knn.neighbours(
-            bank, labels, np.ones((1, 1), np.float32), 4, knn._dot, bank_block=block
-        )
-        np.testing.assert_array_equal(near, [[3, 3, 3, 2]])
-        np.testing.assert_array_equal(names, [[1, 2, 4, 3]])
+        near = knn.search(bank, np.ones((1, 1), np.float32), 4, knn._dot, bank_block=block)
+        np.testing.assert_array_equal(near.similarity, [[3, 3, 3, 2]])
+        np.testing.assert_array_equal(near.index, [[1, 2, 4, 3]])
+
+
+def test_rows_that_are_not_there_are_not_found():
+    known = np.array([True, False, True])
+    near = knn.by_cosine(np.eye(3, 2), np.ones((1, 2)), 3, known)
+    np.testing.assert_array_equal(near.index, [[0, 2, -1]])
+    np.testing.assert_allclose(near.similarity, [[0.5**0.5, 0, -np.inf]], rtol=1e-6)
 
 
 def test_user_errors():
@@ -144,11 +225,18 @@ def test_user_errors():
         knn.classify(train, np.full(37, -1), test, 4)
     with pytest.raises(UserError, match="label 3 is outside the 3 classes"):
         knn.classify(train, labels, test, 3)
-    with pytest.raises(UserError, match="k must be at least 1"):
+    with pytest.raises(UserError, match="k must be a whole number of at least 1"):
         knn.classify(train, labels, test, 4, 0)
     with pytest.raises(UserError, match="temperature must be positive"):
         knn.classify(train, labels, test, 4, 5, 0.0)
     with pytest.raises(UserError, match="train features are not all finite"):
         knn.classify(np.where(train > 2, np.nan, train), labels, test, 4)
+    with pytest.raises(UserError, match="k must be a whole number of at least 1, got 2.5"):
+        knn.check_grid((5, 2.5), ())
+    with pytest.raises(UserError, match="test features are not all finite"):
+        knn.by_distance(train, np.where(test > 1, np.inf, test), 5)
+    assert knn.by_cosine(np.full((5, 2), 3e38, np.float32), test[:, :2], 1).index.max() >= 0
+    with pytest.raises(ValueError, match="37 rows in the bank but 36 labels"):
+        knn.classify(train, labels[1:], test, 4)
     with pytest.raises(ValueError, match="must be"):
         knn.classify(train, labels, test[:, :3], 4)
