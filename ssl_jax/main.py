@@ -16,6 +16,8 @@ JOBS = {
     "knn": "classify with the nearest neighbours of a checkpoint's features",
     "linear": "train a linear classifier on a checkpoint's features",
     "analyze": "alignment, uniformity, spectrum and hardness of a checkpoint's features",
+    "retrieve": "find the nearest images; recall@k and a picture",
+    "cluster": "group images by k-means on a checkpoint's features",
 }
 
 EXAMPLES = """\

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 INK, FAINT, GRID = "#22252b", "#7a808a", "#e4e6ea"
+RIGHT, WRONG = "#228833", "#CC3311"
 LINES = ("#4477AA", "#EE6677", "#228833", "#AA3377", "#66CCEE", "#CCBB44")
 CLASSES = (
     "#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677",
@@ -103,6 +104,55 @@ def views_sheet(
     n, v = views.shape[:2]
     with _figure(path, 1.05 * (v + 1), 0.55 + 1.05 * n, title, pad=0.02) as figure:
         _sheet(figure, images, views, mean, std)
+
+
+def neighbours_sheet(
+    path: str | os.PathLike,
+    images: np.ndarray,
+    found: np.ndarray,
+    similarity: np.ndarray,
+    right: np.ndarray | None,
+    names: Sequence[str],
+    title: str = "Nearest images",
+) -> None:
+    """Queries on the left, and next to each its nearest images, the nearest first.
+
+    Where classes are known, a green frame marks an image of the query's class, and a red frame with
+    a cross in its corner any other.
+
+    Args:
+      path: PNG to write.
+      images: uint8 [n, H, W, C], C is 1 or 3: the queries.
+      found: uint8 [n, k, H, W, C].
+      similarity: float [n, k], cosine; stands below each.
+      right: bool [n, k], whether it is of the query's class; None without labels.
+      names: n class names of the queries, '' for none.
+      title: above all.
+    """
+    n, k = found.shape[:2]
+    side = 0.92
+    with _figure(path, side * (k + 1) + 0.5, 0.75 + (side + 0.16) * n, title, pad=0.025) as figure:
+        # A narrow empty column sets the query apart.
+        grid = figure.add_gridspec(n, k + 2, width_ratios=[1, 0.12] + [1] * k)
+        for row in range(n):
+            ax = figure.add_subplot(grid[row, 0])
+            _picture(ax, images[row])
+            ax.set_xlabel(names[row], fontsize=8, color=INK, labelpad=2)
+            if row == 0:
+                ax.set_title("query", loc="center", fontsize=9, color=FAINT, pad=4)
+            for column in range(k):
+                ax = figure.add_subplot(grid[row, column + 2])
+                _picture(ax, found[row, column])
+                ax.set_xlabel(f"{similarity[row, column]:.3f}", fontsize=7, color=FAINT, labelpad=2)
+                if right is not None:
+                    _mark(ax, right[row, column])
+                if row == 0:
+                    ax.set_title(str(column + 1), loc="center", fontsize=9, color=FAINT, pad=4)
+        if right is not None:
+            figure.supxlabel(
+                "green: of the query's class, red and crossed: of another; below each its cosine",
+                fontsize=8, color=FAINT, x=0.01, ha="left",
+            )  # fmt: skip
 
 
 def embedding(
@@ -345,6 +395,29 @@ def _sheet(figure, images, views, mean, std):
             if row == 0:
                 name = f"view {column}" if column else "original"
                 ax.set_title(name, loc="center", fontsize=9, color=FAINT, pad=4)
+
+
+def _picture(ax, image):
+    """An image without ticks, in a frame that has no colour yet."""
+    image = np.asarray(image, np.float32) / 255
+    image = image[..., 0] if image.shape[-1] == 1 else image
+    ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    ax.spines[:].set_visible(True)
+    ax.spines[:].set_color(GRID)
+
+
+def _mark(ax, right):
+    """Frames an image: right or wrong. The cross tells them apart without colours."""
+    ax.spines[:].set_color(RIGHT if right else WRONG)
+    ax.spines[:].set_linewidth(2.4)
+    if not right:
+        ax.annotate(
+            "×", (1, 1), xycoords="axes fraction", ha="right", va="top", fontsize=9,
+            fontweight="bold", color="white", xytext=(0, 0), textcoords="offset points",
+            bbox={"boxstyle": "square,pad=0.08", "fc": WRONG, "ec": WRONG},
+        )  # fmt: skip
 
 
 def _running_mean(values, width):

@@ -1,0 +1,114 @@
+"""Retrieval: nearest neighbours of images, in numbers and as a picture."""
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssl_jax import host
+from ssl_jax.errors import UserError, near_misses
+from ssl_jax.evaluate import encoder, probing, representation, retrieval
+
+GALLERIES = ("train", "test")
+
+
+def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
+    """Searches the images nearest to each query by cosine (evaluate/retrieval.py).
+
+    Queries are the images to judge on; the gallery is the images to learn from, or, with
+    `config.gallery` = 'test', the queries themselves, each left out of its own list. Without labels
+    there are no numbers: training images search among each other for the picture alone.
+
+    Args:
+      config: `probing.defaults('retrieve')` with gallery, ks, shown, columns and seed.
+      cluster: the processes of the job.
+      name: of the config; not used.
+
+    Returns:
+      exit code 0.
+
+    Raises:
+      UserError: an unknown gallery, a k or a size of the picture that cannot be, and see
+        `probing.begin`, `probing.open_run` and `retrieval.measure`.
+    """
+    if config.gallery not in GALLERIES:
+        raise UserError(
+            f"--config.gallery is {config.gallery!r}.{near_misses(config.gallery, GALLERIES)}"
+        )
+    if config.shown < 0 or config.columns < 1:
+        raise UserError(
+            f"--config.shown={config.shown} must be at least 0 and "
+            f"--config.columns={config.columns} at least 1"
+        )
+    runs = probing.begin(config, cluster)
+    results = []
+    for folder in runs:
+        o = probing.open_run(config, folder, cluster, alone=len(runs) == 1, labels=False)
+        results.append(probing.conclude(o, config, measure(o, config)))
+    if len(runs) > 1:
+        probing.summarise(config, results)
+    return 0
+
+
+def measure(o: probing.Opened, config: ConfigDict) -> dict[str, float]:
+    """Recall and MAP@R of one run, where there are labels, and neighbours.png."""
+    query_part = o.judge or o.learn
+    alone = o.judge is None or config.gallery == "test"
+    gallery_part = query_part if alone else o.learn
+    encode = encoder.compile_encode(o.restored.saved.config, o.mesh)
+
+    def extract(part):
+        return encoder.extract(encode, o.restored.variables, *part, config.batch, o.cluster)
+
+    features, labels = extract(query_part)
+    gallery, gallery_labels = (features, labels) if alone else extract(gallery_part)
+    own = np.arange(len(features)) if alone else np.full(len(features), -1)
+    query = retrieval.Query(features, labels, own)
+    found = {}
+    if o.judge is not None:
+        found = retrieval.measure(gallery, gallery_labels, query, tuple(config.ks), o.mesh)
+    elif jax.process_index() == 0:
+        print(f"{o.dataset} has no labels: no recall, the picture alone")
+    if config.shown:
+        draw(o, config, query_part, query, gallery_part, gallery, gallery_labels)
+    return found
+
+
+def draw(
+    o: probing.Opened,
+    config: ConfigDict,
+    query_part: representation.Part,
+    query: retrieval.Query,
+    gallery_part: representation.Part,
+    gallery: np.ndarray,
+    gallery_labels: np.ndarray,
+) -> None:
+    """Writes neighbours.png: queries, and beside each the nearest images of the gallery."""
+    from ssl_jax.report import pictures
+
+    rows = retrieval.pick(query.labels, config.shown, config.seed)
+    shown = retrieval.Query(*(x[rows] for x in query))
+    columns = min(config.columns, len(gallery) - int(shown.own[0] >= 0))
+    if columns < 1:
+        return
+    near = retrieval.search(gallery, shown, columns, mesh=o.mesh)
+    if jax.process_index() > 0:
+        return
+    right = None
+    if o.judge is not None:
+        right = gallery_labels[near.index] == shown.labels[:, None]  # [q, columns]
+    images = query_part.source.read(query_part.rows[rows])["image"]
+    flat = gallery_part.source.read(gallery_part.rows[near.index.ravel()])["image"]
+    names = o.class_names or tuple(map(str, range(o.classes)))
+    method = o.restored.saved.config.method.name
+    path = o.folder / "neighbours.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures.neighbours_sheet(
+        path,
+        images,
+        flat.reshape(*near.index.shape, *flat.shape[1:]),
+        near.similarity,
+        right,
+        [names[i] if 0 <= i < len(names) else "" for i in shown.labels],
+        title=f"Nearest images: {method} on {o.dataset}",
+    )
+    print(f"pictures of the neighbours: {path}")
