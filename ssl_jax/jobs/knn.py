@@ -63,7 +63,10 @@ def table(grid: list[dict[str, float]], split: str) -> str:
     ks = list(dict.fromkeys(cell["k"] for cell in grid))
     temperatures = list(dict.fromkeys(cell["temperature"] for cell in grid))
     top1 = {(cell["k"], cell["temperature"]): cell["top1"] for cell in grid}
-    lines = ["top-1 (%) of the grid", "       k" + "".join(f"{f'T={t:g}':>9}" for t in temperatures)]
+    lines = [
+        "top-1 (%) of the grid",
+        "       k" + "".join(f"{f'T={t:g}':>9}" for t in temperatures),
+    ]
     lines += [f"{k:>8}" + "".join(f"{100 * top1[k, t]:9.2f}" for t in temperatures) for k in ks]
     if split == "test":
         lines.append("  (no result: choose k and T on --config.split=holdout, then read test once)")

@@ -85,17 +85,18 @@ def draw(
     """Writes neighbours.png: queries, and beside each the nearest images of the gallery."""
     from ssl_jax.report import pictures
 
-    rows = retrieval.pick(query.labels, config.shown, config.seed)
+    judged = o.judge is not None  # then what has no label is neither shown nor found
+    known = gallery_labels >= 0 if judged else np.ones(len(gallery), bool)
+    rows = np.flatnonzero(query.labels >= 0) if judged else np.arange(len(query.labels))
+    rows = rows[retrieval.pick(query.labels[rows], config.shown, config.seed)]
     shown = retrieval.Query(*(x[rows] for x in query))
-    columns = min(config.columns, len(gallery) - int(shown.own[0] >= 0))
-    if columns < 1:
+    columns = min(config.columns, int(known.sum()) - int(shown.own[0] >= 0))
+    if columns < 1:  # a single image has no neighbour
         return
-    near = retrieval.search(gallery, shown, columns, mesh=o.mesh)
+    near = retrieval.search(gallery, shown, columns, known, o.mesh)
     if jax.process_index() > 0:
         return
-    right = None
-    if o.judge is not None:
-        right = gallery_labels[near.index] == shown.labels[:, None]  # [q, columns]
+    right = gallery_labels[near.index] == shown.labels[:, None] if judged else None
     images = query_part.source.read(query_part.rows[rows])["image"]
     flat = gallery_part.source.read(gallery_part.rows[near.index.ravel()])["image"]
     names = o.class_names or tuple(map(str, range(o.classes)))

@@ -131,13 +131,14 @@ def neighbours_sheet(
     """
     n, k = found.shape[:2]
     side = 0.92
-    with _figure(path, side * (k + 1) + 0.5, 0.75 + (side + 0.16) * n, title, pad=0.025) as figure:
+    with _figure(path, side * (k + 1) + 0.5, 0.75 + (side + 0.18) * n, title, pad=0.04) as figure:
         # A narrow empty column sets the query apart.
         grid = figure.add_gridspec(n, k + 2, width_ratios=[1, 0.12] + [1] * k)
         for row in range(n):
             ax = figure.add_subplot(grid[row, 0])
             _picture(ax, images[row])
-            ax.set_xlabel(names[row], fontsize=8, color=INK, labelpad=2)
+            name = names[row] if len(names[row]) <= 15 else names[row][:14] + "…"
+            ax.set_xlabel(name, fontsize=8, color=INK, labelpad=2)
             if row == 0:
                 ax.set_title("query", loc="center", fontsize=9, color=FAINT, pad=4)
             for column in range(k):

@@ -141,3 +141,23 @@ def test_nothing_heavy_is_imported_before_it_is_needed():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_neighbours_sheet(tmp_path):
+    r = np.random.default_rng(0)
+    for channels in (1, 3):
+        images = r.integers(0, 255, (2, 8, 8, channels), np.uint8)
+        found = r.integers(0, 255, (2, 3, 8, 8, channels), np.uint8)
+        cosine = np.full((2, 3), 0.5)
+        right = np.array([[True, True, True], [True, False, True]])
+        names = ["cat", "a class with a very long name"]
+        pictures.neighbours_sheet(tmp_path / "known.png", images, found, cosine, right, names)
+        pictures.neighbours_sheet(tmp_path / "all.png", images, found, cosine, right | True, names)
+        pictures.neighbours_sheet(tmp_path / "none.png", images, found, cosine, None, ["", ""])
+        known, right_all, none = (
+            pixels(tmp_path / f"{name}.png") for name in ("known", "all", "none")
+        )
+        if channels == 1:  # coloured noise has every colour
+            assert has(known, pictures.RIGHT) and has(known, pictures.WRONG)
+            assert has(right_all, pictures.RIGHT) and not has(right_all, pictures.WRONG)
+            assert not has(none, pictures.RIGHT) and not has(none, pictures.WRONG)

@@ -1,0 +1,52 @@
+"""Clustering: do the features fall into the classes by themselves?"""
+
+from ml_collections import ConfigDict
+
+from ssl_jax import host
+from ssl_jax.errors import UserError, near_misses
+from ssl_jax.evaluate import clustering, linear, probing
+
+
+def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
+    """k-means on the features (evaluate/clustering.py), compared with the classes.
+
+    The centres are found on the images to learn from, without labels; the images to judge on go to
+    the nearest centre and are compared with their labels.
+
+    Args:
+      config: `probing.defaults('cluster')` with geometry, standardise, clusters, restarts and seed.
+      cluster: the processes of the job.
+      name: of the config; not used.
+
+    Returns:
+      exit code 0.
+
+    Raises:
+      UserError: see `clustering.check` and `probing.each`.
+    """
+    geometries = clustering.GEOMETRIES
+    if config.geometry not in geometries:
+        raise UserError(
+            f"--config.geometry is {config.geometry!r}.{near_misses(config.geometry, geometries)}"
+        )
+
+    def measure(o: probing.Opened):
+        f = probing.features(o, config.batch)
+        clusters = o.classes if config.clusters is None else config.clusters
+        clustering.check(f.train, f.test, clusters, config.restarts)
+        learn, judge = f.train, f.test
+        if config.standardise:
+            mean, scale = linear.standardisation(learn)
+            learn, judge = (learn - mean) * scale, (judge - mean) * scale
+        group = clustering.kmeans if config.geometry == "euclidean" else clustering.spherical_kmeans
+        found = group(learn, clusters, config.restarts, config.seed)
+        assigned = clustering.assign(judge, found.centres, config.geometry)
+        return {
+            **clustering.agreement(f.test_labels, assigned),
+            "clusters": clusters,
+            "spread": found.spread,
+            "spread_of_restarts": list(found.spreads),
+            "images_per_second": f.images_per_second,
+        }
+
+    return probing.each(config, cluster, measure)
