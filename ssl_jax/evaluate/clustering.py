@@ -1,8 +1,8 @@
 """Clustering of features by k-means, and how well the clusters agree with the classes.
 
 Labels are only used to judge: NMI, ARI, accuracy by the best one-to-one matching, purity. k-means
-on Euclidean distances is scikit-learn's; by cosine it is `losses.clustering.spherical_kmeans`, which
-scikit-learn does not have.
+on Euclidean distances is scikit-learn's. scikit-learn has none by cosine: there it is
+`losses.clustering.spherical_kmeans`.
 """
 
 from typing import NamedTuple
@@ -35,8 +35,8 @@ class Clusters(NamedTuple):
 def kmeans(x: np.ndarray, clusters: int, restarts: int, seed: int) -> Clusters:
     """Lloyd's k-means on Euclidean distances, from k-means++ (Arthur and Vassilvitskii 2007).
 
-    scikit-learn's KMeans, run to convergence; above FULL rows MiniBatchKMeans (Sculley 2010, batches
-    of 4,096), which is close to it and many times faster.
+    scikit-learn's KMeans, run to convergence; above FULL rows MiniBatchKMeans (Sculley 2010,
+    batches of 4,096 rows), which approximates it without reading all rows in every iteration.
 
     Args:
       x: float [n, d].

@@ -42,10 +42,10 @@ def measure(
     recall@k (Jégou et al. 2011, as used by Oh Song et al. 2016): the share of queries with at least
     one image of their class among the k nearest.
 
-    MAP@R (Musgrave et al. 2020, "A Metric Learning Reality Check", section 3.2): the mean over
-    queries of (1/R) Σ_{i=1}^{R} P(i), where R is the number of images of the query's class in the
-    gallery, and P(i) the share of the i nearest that are of that class if the i-th is, else 0. It is
-    1 only if the R nearest are all of the class.
+    MAP@R (Musgrave et al. 2020, "A Metric Learning Reality Check"): the mean over queries of
+    (1/R) Σ_{i=1}^{R} P(i), where R is the number of images of the query's class in the gallery, and
+    P(i) the share of the i nearest that are of that class if the i-th is, else 0. It is 1 only if
+    the R nearest are all of the class.
 
     Args:
       gallery: float [n, d]; normalised to unit length here.

@@ -83,8 +83,16 @@ def test_a_query_is_left_out_even_where_copies_of_it_are_nearer():
         assert near.index[0].tolist() == [i for i in range(4) if i != own]
 
 
+@pytest.mark.parametrize(
+    "right, expected", [((1,), 0.10), ((1, 10), 0.12), ((1, 2), 0.20), (range(1, 11), 1.0)]
+)
+def test_map_at_r_of_the_paper(right, expected):
+    """Musgrave et al. 2020, their table of hypothetical results: R = 10, in percent there."""
+    hit = np.isin(np.arange(1, 11), list(right))[None]
+    np.testing.assert_allclose(retrieval.ap_at_r(hit, np.array([10])), [expected])
+
+
 def test_ap_at_r_by_hand():
-    """Musgrave et al. 2020, figure 3 and section 3.2: R = 10, the first right, and so on."""
     hit = np.array(
         [
             [1, 0, 0, 1],  # R = 2: (1/1 + 0) / 2; the fourth is beyond R
