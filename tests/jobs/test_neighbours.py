@@ -37,7 +37,7 @@ def result(folder):
 def test_the_grid_of_knn_is_a_table_and_not_the_result(run, tmp_path, capsys):
     assert probe("knn", run, tmp_path / "one") == 0
     one = result(tmp_path / "one")
-    assert "grid" not in one and "grid" not in capsys.readouterr().out
+    assert "grid" not in one and "of the grid" not in capsys.readouterr().out
     grid = ("--config.grid_k=(1,20,50)", "--config.grid_temperature=(0.1,1)")
     assert probe("knn", run, tmp_path / "grid", *grid) == 0
     found, out = result(tmp_path / "grid"), capsys.readouterr().out
