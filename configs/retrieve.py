@@ -2,7 +2,9 @@
 
     python -m ssl_jax.main --config configs/retrieve.py --config.checkpoint=runs/quickstart
 
-EXPECTED
+Expected, of `configs/barlow_twins.py:digits` (seeds 0, 1, 2, mean ± sd, %): recall@1 97.5 ± 0.2,
+recall@5 99.3 ± 0.2, recall@10 99.7 ± 0.1, MAP@R 65.0 ± 3.6. Without labels (folder:/pictures) there
+is the picture alone; --config.data.labels=True lets sub-folders count as classes.
 """
 
 from ml_collections import ConfigDict

@@ -35,7 +35,7 @@ class Clusters(NamedTuple):
 def kmeans(x: np.ndarray, clusters: int, restarts: int, seed: int) -> Clusters:
     """Lloyd's k-means on Euclidean distances, from k-means++ (Arthur and Vassilvitskii 2007).
 
-    scikit-learn's KMeans, run to convergence; above FULL rows MiniBatchKMeans (Sculley 2010,
+    scikit-learn's KMeans with its defaults; above FULL rows MiniBatchKMeans (Sculley 2010,
     batches of 4,096 rows), which approximates it without reading all rows in every iteration.
 
     Args:
@@ -86,7 +86,7 @@ def spherical_kmeans(x: np.ndarray, clusters: int, restarts: int, seed: int) -> 
 
     x = unit(x)
     rows, member = jnp.asarray(x), jnp.ones(len(x), bool)
-    # Donation aside, one compilation serves all restarts.
+    # One compilation serves all restarts.
     improve = jax.jit(clustering.spherical_kmeans, static_argnames="iterations")
     found = []
     for i in range(restarts):

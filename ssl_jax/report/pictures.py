@@ -151,7 +151,7 @@ def neighbours_sheet(
                     ax.set_title(str(column + 1), loc="center", fontsize=9, color=FAINT, pad=4)
         if right is not None:
             figure.supxlabel(
-                "green: of the query's class, red and crossed: of another; below each its cosine",
+                "green: the query's class; red, crossed: another; numbers: cosine",
                 fontsize=8, color=FAINT, x=0.01, ha="left",
             )  # fmt: skip
 
