@@ -16,6 +16,8 @@ JOBS = {
     "knn": "classify with the nearest neighbours of a checkpoint's features",
     "linear": "train a linear classifier on a checkpoint's features",
     "analyze": "alignment, uniformity, spectrum and hardness of a checkpoint's features",
+    "lowshot": "the same with 1 % and 10 % of the labels, and with 1, 5, 10 a class",
+    "transfer": "probe one encoder on several data sets, one table",
 }
 
 EXAMPLES = """\
