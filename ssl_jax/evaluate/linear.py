@@ -311,7 +311,8 @@ def stratified_holdout(labels: np.ndarray, share: float, seed: int) -> np.ndarra
         held[rows[: min(count, len(rows) - 1)]] = True
     if not held.any():
         raise UserError(
-            "linear: choosing C needs a class with at least two labelled training images"
+            "linear: a hold-out to choose on needs a class with at least two labelled training "
+            "images"
         )
     return held
 

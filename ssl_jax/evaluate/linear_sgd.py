@@ -36,7 +36,7 @@ FIELDS: dict[str, Any] = {
     "learning_rates": (0.1,),  # before scaling
     "scaling": "linear",  # none | linear: · batch / 256
     "weight_decays": (0.0,),  # of the weight; the bias is spared
-    "batch": 256,  # rows of a step; what is left of an epoch's order waits for the next epoch
+    "batch": 256,  # rows of a step; the rest of an epoch's order is left out (others each epoch)
     "epochs": 100,
     "batch_norm": False,  # BatchNorm without scale and shift before the layer (MAE)
     "schedule": "cosine",  # train/schedules.py: cosine | cosine_per_epoch | step | constant
@@ -107,7 +107,8 @@ def probe(
         held = linear.stratified_holdout(y, holdout, seed)
         rows = np.flatnonzero((y >= 0) & ~held)
         state = fit(train, y, rows, classes, recipe, grid, seed)
-        values = [measure(state, g, recipe, plain[held], y[held]) for g in range(len(grid))]
+        x_held = jnp.asarray(plain[held], jnp.float32)
+        values = [measure(state, g, recipe, x_held, y[held]) for g in range(len(grid))]
         curve = [
             {"learning_rate": lr, "weight_decay": wd, "top1": top1, "cross_entropy": loss}
             for (lr, wd), (top1, loss) in zip(grid, values, strict=True)
@@ -272,7 +273,7 @@ def scores_of(state: State, g: int, recipe: Mapping[str, Any], x: np.ndarray) ->
 
 
 def measure(
-    state: State, g: int, recipe: Mapping[str, Any], x: np.ndarray, y: np.ndarray
+    state: State, g: int, recipe: Mapping[str, Any], x: jax.Array, y: np.ndarray
 ) -> tuple[float, float | None]:
     """Top-1 and mean cross-entropy (nats) of candidate g; (0, None) where it diverged."""
     scores = np.asarray(scores_of(state, g, recipe, x))

@@ -108,7 +108,10 @@ def summary(model: ConfigDict, blocks: int, average: bool):
     net = models.make(model)
     asked = f"--config.blocks={blocks}" + (" and --config.average=True" if average else "")
     if not isinstance(net, ViT):
-        raise UserError(f"{asked}: only a ViT has blocks to read, the encoder is a {model.name}")
+        raise UserError(
+            f"{asked}: only a ViT has blocks to read, the encoder is a {model.name}; "
+            "set --config.blocks=1 --config.average=False"
+        )
     if not net.token:
         raise UserError(f"{asked}: these features have class tokens, and this ViT has none")
     if not 1 <= blocks <= net.depth:

@@ -131,7 +131,13 @@ def one(
 
 
 def several(config: ConfigDict, run: pathlib.Path, cluster: host.Cluster) -> dict[str, Any]:
-    """A row of the table: the data set with several labels an image."""
+    """A row of the table: the data set with several labels an image.
+
+    A picture that cannot be read is replaced by the next one, as everywhere, and keeps its labels.
+
+    Raises:
+      UserError: see `read_targets`; pictures that are not there, or none to learn from.
+    """
     file = pathlib.Path(os.path.expanduser(config.multilabel)).absolute()
     names, targets = read_targets(file)
     changed = elsewhere(config, run, f"folder:{file.parent}")

@@ -64,14 +64,18 @@ def test_both_solvers(resnet, tmp_path):
     assert abs(grid["linear_top1"] - exact["linear_top1"]) < 0.1
 
 
-@pytest.mark.parametrize("preset", ["moco", "simsiam", "mae"])
-def test_presets_train(resnet, tmp_path, preset):
-    code, found = probe(resnet, tmp_path, *SHORT[:1], "--config.sgd.epochs=12", preset=preset)
+# LARS takes steps of a thousandth of the weight's length: few steps need a large rate.
+@pytest.mark.parametrize(
+    "preset, rates", [("moco", "(1.0, 30.0)"), ("simsiam", "(1.0, 1e3)"), ("mae", "(1.0, 1e3)")]
+)
+def test_presets_train(resnet, tmp_path, preset, rates):
+    few = (*SHORT[:1], "--config.sgd.epochs=12", f"--config.sgd.learning_rates={rates}")
+    code, found = probe(resnet, tmp_path, *few, preset=preset)
     assert code == 0 and found["linear_top1"] > 0.2  # ten classes
-    assert len(found["curve"]) == 5
+    assert len(found["curve"]) == 2
 
 
-def test_augmented_features_differ_by_epoch_and_not_by_device_count(resnet, tmp_path):
+def test_augmented_features_are_a_function_of_epoch_and_image(resnet, tmp_path):
     recipe = (*SHORT[:1], "--config.sgd.epochs=3", "--config.sgd.learning_rates=(0.1,)")
     plain = probe(resnet, tmp_path / "plain", *recipe, preset="sgd")[1]
     mild = ("--config.augment=True", "--config.crop_area=(0.5,1.0)", "--config.flip=0.0")
@@ -95,7 +99,7 @@ def test_blocks_of_a_vit(vit, tmp_path):
     ):
         code, found = probe(vit, tmp_path / str(n), *more)
         assert code == 0 and found["features"].startswith("class tokens of")
-        assert ("mean of the patches" in found["features"]) == (len(more) == 2 or n > 0)
+        assert ("mean of the patches" in found["features"]) == ("--config.average=True" in more)
         assert found["linear_top1"] > 0.2 and found["linear_top1"] != own["linear_top1"]
     code, found = probe(vit, tmp_path / "dino", "--config.blocks=2", *SHORT, preset="dino")
     assert code == 0 and found["features"] == "class tokens of 2 block(s)"
