@@ -13,11 +13,13 @@ from ssl_jax.errors import UserError, near_misses
 
 JOBS = {
     "pretrain": "learn a representation from images without labels",
-    "knn": "classify with the nearest neighbours of a checkpoint's features",
     "linear": "train a linear classifier on a checkpoint's features",
-    "analyze": "alignment, uniformity, spectrum and hardness of a checkpoint's features",
+    "knn": "classify with the nearest neighbours of a checkpoint's features",
+    "lowshot": "the same with 1 % and 10 % of the labels, and with 1, 5, 10 a class",
+    "transfer": "probe one encoder on several data sets, one table",
     "retrieve": "find the nearest images; recall@k and a picture",
     "cluster": "group images by k-means on a checkpoint's features",
+    "analyze": "alignment, uniformity, spectrum and hardness of a checkpoint's features",
 }
 
 EXAMPLES = """\

@@ -32,12 +32,17 @@ class Restored(NamedTuple):
     variables: Any
 
 
-def compile_encode(config: ConfigDict, mesh) -> Callable[[Any, Any], dict[str, jax.Array]]:
+def compile_encode(
+    config: ConfigDict,
+    mesh,
+    features: Callable[[Any, Any, jax.Array], jax.Array] | None = None,
+) -> Callable[[Any, Any], dict[str, jax.Array]]:
     """Compiles the encoder in evaluation mode over all devices.
 
     Args:
       config: of the run; `config.model` and `config.evaluate` are used.
       mesh: from `parallel.mesh()`.
+      features: (model, variables, x float [b, h, w, C]) -> [b, d]; None: what the model returns.
 
     Returns:
       encode(variables, {'image': uint8 [b,H,W,C], 'index': int32 [b], 'label': int32 [b]}) ->
@@ -45,13 +50,85 @@ def compile_encode(config: ConfigDict, mesh) -> Callable[[Any, Any], dict[str, j
     """
     model = models.make(config.model)
     view = config.evaluate
+    features = features or pooled
 
     def encode(variables, rows):
         x = augment.evaluate(rows["image"], view.size, view.mean, view.std, view.crop_fraction)
-        out = model.apply(variables, x, train=False).astype(jnp.float32)
-        return {"image": out, "label": rows["label"], "valid": rows["index"] >= 0}
+        return _outputs(features(model, variables, x), rows)
 
     return parallel.compile_rows(encode, mesh)
+
+
+def compile_augmented(
+    config: ConfigDict,
+    mesh,
+    policy: augment.Policy,
+    seed: int,
+    features: Callable[[Any, Any, jax.Array], jax.Array] | None = None,
+) -> Callable[[Any, Any], dict[str, jax.Array]]:
+    """As `compile_encode`, but the encoder sees a random view of every image.
+
+    The noise of an image is a function of (seed, epoch, index of the image), so features do not
+    depend on batches or devices.
+
+    Args:
+      config, mesh, features: as for `compile_encode`.
+      policy: of the view.
+      seed: of the noise.
+
+    Returns:
+      encode((variables, epoch int32 []), rows), otherwise as `compile_encode`'s.
+    """
+    model = models.make(config.model)
+    features = features or pooled
+
+    def encode(whole, rows):
+        variables, epoch = whole
+        key = jax.random.fold_in(jax.random.key(seed), epoch)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(rows["index"])
+        return _outputs(
+            features(model, variables, augment.apply(policy, keys, rows["image"])), rows
+        )
+
+    return parallel.compile_rows(encode, mesh)
+
+
+def pooled(model: Any, variables: Any, x: jax.Array) -> jax.Array:
+    """The features that the model itself returns, float32 [b, d]."""
+    return model.apply(variables, x, train=False)
+
+
+def last_blocks(blocks: int, average: bool) -> Callable[[Any, Any, jax.Array], jax.Array]:
+    """Features of DINO's linear evaluation, to be given to `compile_encode`.
+
+    The class tokens of the last `blocks` blocks, each through the final norm, side by side; with
+    `average` the mean of the last block's patch tokens besides. DINO (eval_linear.py) takes
+    4 blocks for ViT-S, and 1 block and the average for ViT-B.
+
+    Args:
+      blocks: number of blocks, at least 1.
+      average: add the mean of the patch tokens.
+
+    Returns:
+      (ViT, variables, x [b, h, w, C]) -> float32 [b, (blocks + average) · D].
+    """
+
+    def features(model, variables, x):
+        token, patches = model.apply(variables, x, blocks, method="last_blocks")
+        parts = token.reshape(len(x), -1)  # [b, n, D] -> [b, n · D]
+        if not average:
+            return parts
+        return jnp.concatenate([parts, jnp.mean(patches[:, -1], 1)], 1)  # [b, N, D] -> [b, D]
+
+    return features
+
+
+def _outputs(features: jax.Array, rows: Any) -> dict[str, jax.Array]:
+    return {
+        "image": features.astype(jnp.float32),
+        "label": rows["label"],
+        "valid": rows["index"] >= 0,
+    }
 
 
 def extract(

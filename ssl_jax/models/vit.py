@@ -315,6 +315,25 @@ class ViT(nn.Module):
                 kept.append(self.norm(tokens))
         return tuple(kept)
 
+    def last_blocks(self, x: jax.Array, n: int) -> tuple[jax.Array | None, jax.Array]:
+        """Normalised tokens of the last `n` blocks, class tokens apart from patch tokens.
+
+        Args:
+          x: float [b, h, w, C].
+          n: number of blocks, from 1 to `depth`.
+
+        Returns:
+          class tokens [b, n, D] (None for a ViT without one) and patch tokens [b, n, N, D] on the
+          grid row by row, of `dtype`, the last block's last.
+
+        Raises:
+          UserError: n is not from 1 to `depth`.
+        """
+        if not 1 <= n <= self.depth:
+            raise UserError(f"{n} last blocks of a ViT with {self.depth}: it takes 1 to them all")
+        tokens = jnp.stack(self.intermediate(x, n), 1)  # n × [b, T, D] -> [b, n, T, D]
+        return (tokens[:, :, 0] if self.token else None), tokens[:, :, int(self.token) :]
+
     def attention(self, x: jax.Array) -> jax.Array:
         """Attention weights of the last block, float32 [b, heads, T, T], rows sum to 1.
 

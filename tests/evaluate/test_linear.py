@@ -102,7 +102,7 @@ def test_probe_chooses_on_the_holdout_and_measures_on_test():
     x, y = blobs()
     x_new, y_new = blobs(seed=1)
     result = linear.probe(x, y, x_new, y_new, 4)
-    assert set(result) == {"top1", "top5", "C", "curve", "gap", "steps"}
+    assert set(result) == {"top1", "top5", "mean_per_class", "C", "curve", "gap", "steps"}
     tried = [row["C"] for row in result["curve"]]
     assert tried == sorted(tried) and set(linear.GRID) <= set(tried)
     best = max(result["curve"], key=lambda row: (row["top1"], -row["cross_entropy"]))
@@ -130,6 +130,33 @@ def test_probe_equals_scikit_learn():
     reference = LogisticRegression(C=result["C"], tol=1e-9, max_iter=10_000)
     reference.fit((x - mean) * scale, y)
     assert abs(result["top1"] - reference.score((x_new - mean) * scale, y_new)) <= 0.002
+
+
+def test_probe_at_a_given_c_is_scikit_learns_fit():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import balanced_accuracy_score
+
+    x, y = blobs()
+    x_new, y_new = blobs(seed=1)
+    y[:10] = -1  # not learned from
+    x_new, y_new = x_new[(y_new != 3) | (x_new[:, 0] > 5)], y_new[(y_new != 3) | (x_new[:, 0] > 5)]
+    result = linear.probe_at(x, y, x_new, y_new, 4, 0.3)
+    mean, scale = linear.standardisation(x[10:])
+    reference = LogisticRegression(C=0.3, tol=1e-9, max_iter=10_000)
+    reference.fit((x[10:] - mean) * scale, y[10:])
+    guess = reference.predict((x_new - mean) * scale)
+    assert abs(result["top1"] - np.mean(guess == y_new)) <= 0.003  # one row
+    assert abs(result["mean_per_class"] - balanced_accuracy_score(y_new, guess)) <= 0.005
+    assert abs(result["mean_per_class"] - result["top1"]) > 1e-4  # the classes differ in size
+    assert result["C"] == 0.3 and result["gap"] < 1e-4
+    with pytest.raises(UserError, match="C must be positive"):
+        linear.probe_at(x, y, x_new, y_new, 4, 0.0)
+
+
+def test_mean_per_class_by_hand():
+    scores = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]], float)
+    labels = np.array([0, 0, 0, 1, -1])  # class 0: two of three; class 1: none; class 2: no row
+    assert linear.mean_per_class(scores, labels) == pytest.approx((2 / 3 + 0) / 2)
 
 
 @pytest.mark.parametrize("grid, grown", [((1e-7, 1e-6), max), ((1e5, 1e6), min)])

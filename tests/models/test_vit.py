@@ -60,6 +60,28 @@ def test_dino_last_blocks(dino):
     close(np.stack(got), arrays["inter32_last2"])
 
 
+def test_last_blocks_are_the_class_and_patch_tokens(dino):
+    net, variables, arrays = dino
+    want = arrays["inter32_last2"]  # [2, b, T, D]
+    token, patches = jax.jit(lambda v, x: net.apply(v, x, 2, method="last_blocks"))(
+        variables, nhwc(arrays["img32"])
+    )
+    close(token, want[:, :, 0].swapaxes(0, 1))
+    close(patches, want[:, :, 1:].swapaxes(0, 1))
+    for n in (0, 4):
+        with pytest.raises(UserError, match="of a ViT with 3"):
+            net.apply(variables, nhwc(arrays["img32"]), n, method="last_blocks")
+
+
+def test_last_blocks_without_a_class_token():
+    net = ViT(**TINY, depth=2, token=False, pool="mean")
+    x = jnp.ones((2, 16, 16, 3))
+    variables = net.init(jax.random.key(0), x)
+    token, patches = net.apply(variables, x, 1, method="last_blocks")
+    assert token is None and patches.shape[:2] == (2, 1)
+    close(patches[:, 0], net.apply(variables, x, 1, method="intermediate")[0])
+
+
 @pytest.mark.parametrize("size, grid", [("48", 6), ("24", 3)])
 def test_dino_positions(dino, size, grid):
     _, variables, arrays = dino

@@ -1,0 +1,28 @@
+"""Low-shot: linear probe and kNN with 1 % and 10 % of the labels, and with 1, 5, 10 a class.
+
+    python -m ssl_jax.main --config configs/lowshot.py --config.checkpoint=runs/quickstart
+
+Expected: EXPECTED
+
+Another data set: --config.data.source=tfds:name. A list is a function of the labels and a seed, so
+it is the same for every checkpoint; fine-tuning on the first draw's lists: configs/finetune.py.
+"""
+
+from ml_collections import ConfigDict
+
+from ssl_jax.evaluate import linear, probing
+
+
+def get_config() -> ConfigDict:
+    """Five draws of every list."""
+    c = probing.defaults("lowshot")
+    c.seed = 0  # of the first draw; the others follow
+    c.draws = 5
+    c.shares = (0.01, 0.1)  # of the labels of every class, at least one
+    c.shots = (1, 5, 10)  # labels of every class
+    c.grid = linear.GRID  # inverse strengths C, as in the linear job
+    c.holdout = 0.2  # share of the few labels to choose C on
+    c.c = 1.0  # C where a class has a single label (scikit-learn's default)
+    c.k = 20
+    c.temperature = 0.1
+    return c

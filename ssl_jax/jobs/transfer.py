@@ -1,0 +1,305 @@
+"""Probing one encoder on several data sets."""
+
+import csv
+import os
+import pathlib
+import statistics
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssl_jax import host, workdir
+from ssl_jax.data import folder, sources
+from ssl_jax.errors import UserError, near_misses
+from ssl_jax.evaluate import average_precision, encoder, knn, linear, probing, representation
+
+
+def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
+    """One table: linear top-1, mean accuracy per class and kNN on each of `config.sources`.
+
+    Every data set is opened in the size and channels of the run, probed as in the linear and knn
+    jobs, and judged on its test split, or on a fixed fifth of train where it has none.
+
+    `config.multilabel` adds a set whose images have several labels, by mean average precision
+    (evaluate/average_precision.py).
+
+    Args:
+      config: `probing.defaults('transfer')` with the fields of configs/transfer.py.
+      cluster: the processes of the job.
+      name: of the config; not used.
+
+    Returns:
+      exit code 0.
+
+    Raises:
+      UserError: no data set, one named twice, or see `probing.open_run`, `linear.probe` and
+        `read_targets`.
+    """
+    given = named(config)
+    if config.classifier not in average_precision.CLASSIFIERS:
+        raise UserError(
+            f"--config.classifier is {config.classifier!r}."
+            f"{near_misses(config.classifier, average_precision.CLASSIFIERS)}"
+        )
+    runs = probing.begin(config, cluster)
+    results = []
+    for place in runs:
+        # The encoder is read once a data set: little beside running it.
+        single = [one(config, place, cluster, key, source) for key, source in given.items()]
+        multi = [several(config, place, cluster)] if config.multilabel else []
+        results.append(conclude(config, place, cluster, single, multi, alone=len(runs) == 1))
+    if len(runs) > 1:
+        probing.summarise(config, results)
+    return 0
+
+
+def named(config: ConfigDict) -> dict[str, str]:
+    """Short name -> data.source of every data set of `config.sources`.
+
+    Raises:
+      UserError: no data set at all, two of one name, or one in data.source.
+    """
+    if config.data.source:
+        raise UserError(
+            f"transfer takes a list: --config.sources={config.data.source} in place of "
+            "--config.data.source"
+        )
+    given: dict[str, str] = {}
+    for source in (config.sources or "").split(","):
+        if not (source := source.strip()):
+            continue
+        kind, _, rest = source.partition(":")
+        short = os.path.basename(rest.rstrip("/")) if kind == "folder" else (rest or kind)
+        if short in given:
+            raise UserError(
+                f"--config.sources: {given[short]} and {source} are both called {short}"
+            )
+        given[short] = source
+    if not given and not config.multilabel:
+        raise UserError(
+            "which data sets? add --config.sources=digits,tfds:cifar10 or --config.multilabel=CSV"
+        )
+    return given
+
+
+def elsewhere(config: ConfigDict, run: pathlib.Path, source: str) -> ConfigDict:
+    """The job's config with another data.source.
+
+    Names of splits that the run's config holds are those of the run's own data set.
+    """
+    changed = config.copy_and_resolve_references()
+    changed.data.source = source
+    if source != workdir.read_config(run).config.data.source:
+        changed.data.train_split = config.data.train_split or "train"
+        changed.data.test_split = config.data.test_split or "test"
+    return changed
+
+
+def one(
+    config: ConfigDict, run: pathlib.Path, cluster: host.Cluster, key: str, source: str
+) -> dict[str, Any]:
+    """A row of the table: a data set with one label an image."""
+    o = probing.open_run(elsewhere(config, run, source), run, cluster)
+    f = probing.features(o, config.batch)
+    line = linear.probe(
+        f.train,
+        f.train_labels,
+        f.test,
+        f.test_labels,
+        o.classes,
+        grid=tuple(config.grid),
+        holdout=config.holdout,
+        seed=config.seed,
+    )
+    scores = knn.classify(
+        f.train, f.train_labels, f.test, o.classes, k=config.k, temperature=config.temperature
+    )
+    return {
+        "name": key,
+        "source": source,
+        "classes": o.classes,
+        "train_examples": len(f.train),
+        "test_examples": len(f.test),
+        "judged_on": "holdout" if o.judge.source is o.learn.source else "test",
+        "linear_top1": line["top1"],
+        "per_class_accuracy": line["mean_per_class"],
+        "knn_top1": knn.accuracy(scores, f.test_labels)["top1"],
+        "step": o.restored.step,
+    }
+
+
+def several(config: ConfigDict, run: pathlib.Path, cluster: host.Cluster) -> dict[str, Any]:
+    """A row of the table: the data set with several labels an image.
+
+    A picture that cannot be read is replaced by the next one, as everywhere, and keeps its labels.
+
+    Raises:
+      UserError: see `read_targets`; pictures that are not there, or none to learn from.
+    """
+    file = pathlib.Path(os.path.expanduser(config.multilabel)).absolute()
+    names, targets = read_targets(file)
+    changed = elsewhere(config, run, f"folder:{file.parent}")
+    changed.data.labels = False  # sub-folders, if any, are no classes
+    o = probing.open_run(changed, run, cluster, labels=False)
+    data = o.restored.saved.config.data.copy_and_resolve_references()
+    data.update({k: v for k, v in changed.data.items() if v is not None})
+    train, test = o.learn.source, None
+    if config.split == "test":
+        try:
+            test = sources.open_source(data, "test")
+        except sources.NoSplit:
+            test = None
+    places = folder.split_folders(str(file.parent), data.train_split, data.test_split)
+    files = {
+        split: [os.path.relpath(os.path.join(place, path), file.parent) for path in listed]
+        for split, place in places.items()
+        if (listed := folder.listing(place))
+    }
+    strange = sorted(set(targets) - {path for listed in files.values() for path in listed})
+    if strange:
+        raise UserError(
+            f"{file} names {len(strange)} pictures that are not there: {', '.join(strange[:3])} "
+            f"(paths are relative to {file.parent})"
+        )
+    learn, judge = representation.split(
+        train._replace(classes=len(names)), test, config.train_examples, config.test_examples
+    )
+    encode = encoder.compile_encode(o.restored.saved.config, o.mesh)
+    found = []
+    for part, split in ((learn, "train"), (judge, "test" if test else "train")):
+        known = [row for row in part.rows if files[split][row] in targets]
+        if not known:
+            raise UserError(f"{file} has labels for none of the pictures to {split} on")
+        x, _ = encoder.extract(
+            encode, o.restored.variables, part.source, np.asarray(known), config.batch, cluster
+        )
+        found.append((x, np.asarray([targets[files[split][row]] for row in known])))
+    (x, y), (x_new, y_new) = found
+    scores = average_precision.classify(
+        x, y, x_new, names, config.classifier, tuple(config.costs), config.folds
+    )
+    measured = average_precision.measure(scores, y_new)
+    return {
+        "name": file.parent.name,
+        "source": str(file),
+        "classes": len(names),
+        "train_examples": len(x),
+        "test_examples": len(x_new),
+        "judged_on": "test" if test else "holdout",
+        "mean_ap": measured["map"],
+        "mean_ap_11point": measured["map_11point"],
+        "ap": dict(zip(names, measured["ap"], strict=True)),
+        "ap_11point": dict(zip(names, measured["ap_11point"], strict=True)),
+        "step": o.restored.step,
+    }
+
+
+def read_targets(file: pathlib.Path) -> tuple[tuple[str, ...], dict[str, list[int]]]:
+    """Reads a CSV of labels: a header, then a line for every picture.
+
+        file,cat,dog
+        train/000012.jpg,1,0
+        train/000017.jpg,-1,1
+
+    1: the class is in the picture, 0: it is not, -1: does not count.
+
+    Returns:
+      names of the classes, and file (as written, relative to the CSV's folder) -> targets.
+
+    Raises:
+      UserError: no such file, no class, a line that does not fit.
+    """
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as lines:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--config.multilabel: cannot read {file}: {error}") from None
+    names = tuple(rows[0][1:]) if rows else ()
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{file}: the first line names the classes, each once, after 'file'")
+    targets: dict[str, list[int]] = {}
+    for number, (path, *values) in enumerate(rows[1:], 2):
+        if len(values) != len(names) or not set(values) <= {"1", "0", "-1"}:
+            raise UserError(
+                f"{file}, entry {number} ({path}): it takes {len(names)} values of 1, 0 or -1"
+            )
+        path = os.path.normpath(path)
+        if path in targets:
+            raise UserError(f"{file} names {path} twice")
+        targets[path] = [int(value) for value in values]
+    if not targets:
+        raise UserError(f"{file} has no pictures, only a first line")
+    return names, targets
+
+
+def conclude(
+    config: ConfigDict,
+    run: pathlib.Path,
+    cluster: host.Cluster,
+    single: list[dict[str, Any]],
+    multi: list[dict[str, Any]],
+    alone: bool,
+) -> dict[str, Any]:
+    """Prints the table of one run and writes its result.json (process 0 alone).
+
+    Returns:
+      the content of result.json: every number under its own name, besides the table.
+    """
+    saved = workdir.read_config(run)
+    flat = {}
+    for row in (*single, *multi):
+        for field in MEASURES:
+            if field in row:
+                flat[f"{field}_{row['name']}"] = row[field]
+    if len(single) > 1:
+        for field in ("linear_top1", "per_class_accuracy", "knn_top1"):
+            flat[f"{field}_mean"] = statistics.mean(row[field] for row in single)
+    result = {
+        "job": config.job,
+        "method": saved.config.method.name,
+        "seed": saved.config.seed,
+        "checkpoint": str(run),
+        "step": (single + multi)[0]["step"],
+        **flat,
+        "table": single + multi,
+    }
+    if jax.process_index() > 0:
+        return result
+    place = pathlib.Path(config.workdir) if alone and config.workdir else run / config.job
+    workdir.write_json(place / "result.json", result)
+    print(f"transfer of {saved.config.method.name} after {result['step']:,} steps, in %")
+    print("\n".join(table(single, multi, flat)))
+    print(f"written to {place / 'result.json'}")
+    return result
+
+
+# Numbers of a row that are averaged over runs.
+MEASURES = ("linear_top1", "per_class_accuracy", "knn_top1", "mean_ap", "mean_ap_11point")
+
+
+def table(single: list[dict], multi: list[dict], flat: dict[str, float]) -> list[str]:
+    """The lines of the console's table."""
+
+    def line(row, *fields):
+        counts = f"{row['train_examples']:>9,}{row['test_examples']:>9,}  {row['judged_on']:<10}"
+        return f"  {row['name']:<20}{counts}" + "".join(f"{100 * row[f]:>12.2f}" for f in fields)
+
+    def head(*columns):
+        return f"  {'data set':<20}{'train':>9}{'test':>9}  {'judged on':<10}" + "".join(
+            f"{c:>12}" for c in columns
+        )
+
+    lines = []
+    if single:
+        fields = ("linear_top1", "per_class_accuracy", "knn_top1")
+        lines.append(head("linear", "per class", "kNN"))
+        lines += [line(row, *fields) for row in single]
+        if len(single) > 1:
+            means = "".join(f"{100 * flat[f'{f}_mean']:>12.2f}" for f in fields)
+            lines.append(f"  {'mean':<50}{means}")
+    if multi:
+        lines.append(head("mAP", "11-point"))
+        lines += [line(row, "mean_ap", "mean_ap_11point") for row in multi]
+    return lines
