@@ -16,6 +16,7 @@ JOBS = {
     "knn": "classify with the nearest neighbours of a checkpoint's features",
     "linear": "train a linear classifier on a checkpoint's features",
     "analyze": "alignment, uniformity, spectrum and hardness of a checkpoint's features",
+    "report": "write one HTML page about a run, or about several side by side",
 }
 
 EXAMPLES = """\
