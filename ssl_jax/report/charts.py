@@ -1,6 +1,7 @@
 """From metrics to charts: dictionaries that page.js draws.
 
-A chart is {'title', 'unit', 'series', 'lines', 'zero', 'log', 'area'}:
+A chart is {'title', 'unit', 'series', 'lines', 'zero', 'log', 'area',
+'double'}:
 
     series  [{'name', 'color': number of a colour, 'x': [..], 'y': [.., null where not finite],
               'faint': drawn weakly, 'low', 'high': [..], a band}]
@@ -8,6 +9,7 @@ A chart is {'title', 'unit', 'series', 'lines', 'zero', 'log', 'area'}:
     zero    the y axis starts at 0
     log     both axes are logarithmic
     area    what is below the curve is filled
+    double  it is twice as wide as others
 """
 
 import math
@@ -54,7 +56,6 @@ PANELS = {
 # Said elsewhere, or of no interest on their own.
 LEFT_OUT = ("step", "epoch", "skipped", "skipped_in_a_row", "data_wait_seconds", "feature_std")
 GROUPS = {
-    "accuracy": "Accuracy while training",
     "training": "Training",
     "collapse": "Collapse monitors",
     "method": "What the method measures",
@@ -77,7 +78,7 @@ def of_runs(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
     accuracies = [k for k in keys if is_accuracy(k)]
     together = [accuracies] if len(runs) == 1 and accuracies else [[k] for k in accuracies]
     for names in together:
-        found["accuracy"].append(_accuracy(runs, names))
+        found["training"].append(_accuracy(runs, names) | {"double": len(runs) == 1})
     for key in [k for k in PANELS if k in keys]:
         found[PANELS[key].group].append(_metric(runs, key, PANELS[key]))
     for key in keys:

@@ -235,7 +235,7 @@
       dots[on].classList.add("on");
       tip.replaceChildren();
       const thumb = html("div", tip);
-      thumb.className = root.classList.contains("sharp") ? "thumb sharp" : "thumb";
+      thumb.className = "thumb sharp";
       thumb.style.backgroundImage = `url("${sheet}")`;
       thumb.style.backgroundSize = `${spec.columns * 96}px ${spec.rows * 96}px`;
       thumb.style.backgroundPosition = `${-(on % spec.columns) * 96}px ${-Math.floor(on / spec.columns) * 96}px`;
@@ -244,7 +244,7 @@
     });
     picture.addEventListener("pointerleave", leave);
   };
-  for (const root of all("[data-map]")) plane(root, data.maps[root.dataset.map]);
+  for (const root of all("[data-plane]")) plane(root, data.planes[root.dataset.plane]);
 
   // ---- buttons ----
   const tabs = all("[data-tab]");
