@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 
-SIDE = 96  # pictures are shown at this many pixels at most
+SIDE = 80  # pictures are shown at this many pixels at most
 
 
 def data_uri(image: np.ndarray, most: int = SIDE) -> str:
@@ -74,5 +74,5 @@ def _picture(image):
 
 def _bytes(picture, kind):
     out = io.BytesIO()
-    picture.save(out, kind, **({"optimize": True} if kind == "png" else {"quality": 85}))
+    picture.save(out, kind, **({"optimize": True} if kind == "png" else {"quality": 80}))
     return out.getvalue()
