@@ -134,8 +134,8 @@ def is_accuracy(key: str) -> bool:
 
 def readable(key: str) -> str:
     """'positive_similarity' -> 'Positive similarity'; 'knn_top1' -> 'kNN top-1'."""
-    text = key.replace("_", " ").replace("top1", "top-1").replace("top5", "top-5")
-    text = text.replace("knn", "kNN")
+    special = {"top1": "top-1", "top5": "top-5", "knn": "kNN", "kl": "KL"}
+    text = " ".join(special.get(word, word) for word in key.split("_"))
     return text if text.startswith("kNN") else text[:1].upper() + text[1:]
 
 

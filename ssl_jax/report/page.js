@@ -61,8 +61,7 @@
   const chart = (root, spec) => {
     const width = root.clientWidth;
     if (!width) return; // in a tab that is not shown
-    const wide = width > 700;
-    const height = wide ? 260 : 190;
+    const height = width > 800 ? 240 : 190;
     const at = { left: 46, right: width - 10, top: 12, bottom: height - 24 };
     const finite = spec.series.flatMap((s) => [s.y, s.low || [], s.high || []].flat()).filter((v) => v !== null);
     const xs = spec.series.flatMap((s) => s.x);

@@ -92,7 +92,8 @@ def of_run(run: Run, number: int, data: dict[str, Any], alone: bool) -> str:
     if p.neighbours is not None:
         parts.append(sheets.neighbours(p.neighbours, p.names))
     if p.originals is not None:
-        parts += [sheets.views(p.originals, v, view) for view, v in p.views.items()]
+        alike = sheets.alike(p.views).items()
+        parts += [sheets.views(p.originals, p.views[view], title) for view, title in alike]
     if p.reconstructions:
         normalised = run.config["method"].get("normalise_pixels", False)
         parts.append(sheets.reconstructions(p.reconstructions, normalised))

@@ -120,13 +120,29 @@ def neighbours(n: Neighbours, names: Sequence[str]) -> str:
     return section("Nearest neighbours", strips(rows), said)
 
 
+def alike(drawn: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Views whose policies are the same, and so their pictures, need one sheet.
+
+    Returns:
+      name of the first of them -> names of them all.
+    """
+    found: dict[str, str] = {}
+    for name, pictures in drawn.items():
+        same = [other for other in found if np.array_equal(drawn[other], pictures)]
+        if same:
+            found[same[0]] += f", {name}"
+        else:
+            found[name] = name
+    return found
+
+
 def views(originals: np.ndarray, drawn: np.ndarray, name: str) -> str:
     """A row for each image: the original, then its augmented views.
 
     Args:
       originals: uint8 [n, H, W, C].
       drawn: uint8 [n, v, h, w, C].
-      name: of the view in the config.
+      name: of the view, or views, in the config.
     """
     rows = [
         [picture(image, "original", "query"), *(picture(v, f"view by {name}") for v in several)]

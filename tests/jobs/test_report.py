@@ -34,11 +34,19 @@ def mae(tmp_path_factory):
         noise = r.integers(0, 256, (20, 20), dtype=np.uint8)
         Image.fromarray(noise).save(folder / "pictures" / f"{i}.png")
     flags = [
-        "--config=configs/mae.py:digits", f"--config.data.source=folder:{folder / 'pictures'}",
-        "--config.batch=16", "--config.steps=1", "--config.model.depth=1", "--config.model.width=16",
-        "--config.method.decoder.depth=1", "--config.method.decoder.width=8", "--config.log_every=1",
-        "--config.cpu_devices=4", "--config.compile_cache=", f"--workdir={folder / 'run'}",
-    ]  # fmt: skip
+        "--config=configs/mae.py:digits",
+        f"--config.data.source=folder:{folder / 'pictures'}",
+        "--config.batch=16",
+        "--config.steps=1",
+        "--config.log_every=1",
+        "--config.model.depth=1",
+        "--config.model.width=16",
+        "--config.method.decoder.depth=1",
+        "--config.method.decoder.width=8",
+        "--config.cpu_devices=4",
+        "--config.compile_cache=",
+        f"--workdir={folder / 'run'}",
+    ]
     assert tiny_run.main.main(flags) == 0
     return folder
 

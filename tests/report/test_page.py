@@ -141,7 +141,7 @@ def test_nothing_is_loaded_from_elsewhere():
     links = [v for _, a in parsed.tags for k, v in a.items() if k in ("src", "href", "action")]
     assert len(links) > 100 and all(link.startswith("data:") for link in links)
     assert not {"link", "iframe", "object"} & {t for t, a in parsed.tags if a.get("rel") != "icon"}
-    assert "url(" not in page.asset("page.css") and "import" not in page.asset("page.css")
+    assert "url(" not in page.asset("page.css") and "@import" not in page.asset("page.css")
     policy = [a["content"] for t, a in parsed.tags if "http-equiv" in a]
     assert policy == [page.POLICY] and "default-src 'none'" in page.POLICY
 
@@ -354,6 +354,13 @@ def test_many_classes_are_a_picture():
     assert "<b>n3</b> taken for <b>n7</b><span>4</span>" in text
 
 
+def test_views_of_the_same_policy_share_a_sheet():
+    both = drawn().views["both"]
+    pictures = drawn()._replace(views={"a": both, "b": both.copy(), "c": both + 1})
+    text = page.render([run(pictures=pictures)])
+    assert "<h2>Augmented views: a, b</h2>" in text and "<h2>Augmented views: c</h2>" in text
+
+
 def chromium(file, *flags):
     """Opens a file; returns (what it prints, what the console says)."""
     command = [
@@ -371,7 +378,7 @@ def screenshot(file, *flags):
     from PIL import Image
 
     shot = file.with_suffix(".png")
-    _, console = chromium(file, "--window-size=1280,3600", f"--screenshot={shot}", *flags)
+    _, console = chromium(file, "--window-size=1280,1600", f"--screenshot={shot}", *flags)
     assert console == []
     return np.asarray(Image.open(shot).convert("RGB"))
 
