@@ -35,7 +35,7 @@ class Cell(NamedTuple):
 
     Attributes:
       value: as text, '–' where there is none.
-      difference: from the first run, with its sign; '' for the first.
+      difference: from the first run, with its sign; '' where there is none.
       best: no other run's is better, and one's is worse.
     """
 
@@ -75,9 +75,11 @@ def cell(i: int, values: Sequence[float | None], metric: Metric) -> Cell:
     if v is None:
         return Cell("–", "", False)
     away = "" if i == 0 or first is None else f"{v - first:+,.{metric.digits}f}"
+    if not any(digit in away for digit in "123456789"):
+        away = ""  # +0.0
     ahead = [metric.better * x for x in values if x is not None]
     best = metric.better * v == max(ahead) > min(ahead)
-    return Cell(f"{v:,.{metric.digits}f}", away, best)
+    return Cell(f"{v:,.{metric.digits}f}", away.replace("-", "−"), best)
 
 
 def over_seeds(runs: Sequence[Run]) -> dict[str, dict[str, str]]:

@@ -15,6 +15,7 @@ from ssl_jax.report.contents import Pictures, Run
 from ssl_jax.report.markup import chart, embedded, line_color, note, section, state, table, text
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+FEW = 20  # rows of a table that is open at first
 
 
 def write(file: pathlib.Path, runs: Sequence[Run]) -> None:
@@ -124,12 +125,6 @@ def of_runs(runs: Sequence[Run], data: dict[str, Any]) -> str:
             for c in cells
         )
         rows += "</tr>"
-    differing = compare.fields(runs)
-    if differing:
-        rows += f'<tr class="part"><th colspan="{len(runs) + 1}">Fields that differ</th></tr>'
-    for field, values in differing.items():
-        cells = "".join(f"<td>{text(_field(v))}</td>" for v in values)
-        rows += f"<tr><th scope=row>{text(field)}</th>{cells}</tr>"
     said = "Small numbers are differences from the first run. The best of a row is bold."
     return "".join(
         [
@@ -137,9 +132,33 @@ def of_runs(runs: Sequence[Run], data: dict[str, Any]) -> str:
             *(alarms or [state("fine", "No alarm of a collapse in any of them")]),
             section("Results", f'<div class="card">{table("compare", head, rows)}</div>', said),
             seeds(runs),
+            fields(runs, head),
             curves(charts.of_runs(runs), "runs", data),
         ]
     )
+
+
+def fields(runs: Sequence[Run], head: str) -> str:
+    """Fields of the configs that differ; those that only some runs have apart from the others."""
+    found = compare.fields(runs)
+    some = {k: v for k, v in found.items() if compare.ABSENT in v}
+    body = ""
+    for names, title in (
+        ([k for k in found if k not in some], "differ"),
+        (list(some), "are not in every config"),
+    ):
+        rows = ""
+        for name in names:
+            cells = "".join(f"<td>{text(_field(v))}</td>" for v in found[name])
+            rows += f"<tr><th scope=row>{text(name)}</th>{cells}</tr>"
+        if rows:
+            count = f"{len(names)} field{'s' if len(names) > 1 else ''}"
+            opened = " open" if len(names) <= FEW else ""
+            body += (
+                f'<details class="card"{opened}><summary>{count} <small>that {title}</small>'
+                f"</summary>{table('compare', head, rows)}</details>"
+            )
+    return section("Configs", body) if body else ""
 
 
 def seeds(runs: Sequence[Run]) -> str:

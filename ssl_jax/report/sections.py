@@ -107,8 +107,9 @@ def measures(run: Run) -> list[tuple[str, str]]:
         newest |= record
     c = r.get("collapse", newest)
     shown = []
-    if not r and is_number(newest.get("knn_top1")):
-        shown.append(("newest kNN", f"{100 * newest['knn_top1']:.1f} %"))
+    for key, name in PROBES:
+        if not r and is_number(newest.get(key)):
+            shown.append((f"{name}, the newest", f"{100 * newest[key]:.1f} %"))
     if is_number(c.get("effective_rank")):
         of = f" of {run.width}" if run.width else ""
         shown.append(("effective rank", f"{c['effective_rank']:.1f}{of}"))

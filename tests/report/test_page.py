@@ -296,7 +296,9 @@ def test_results_side_by_side():
     assert not any(cell.best for cell in rows["effective rank"])  # neither more nor less is better
     assert "linear top-5 (%)" not in rows  # no run has it
     same = dict(compare.results([run("a"), run("b")]))["kNN top-1 (%)"]
-    assert [cell.best for cell in same] == [False, False]
+    assert same == [compare.Cell("90.0", "", False)] * 2
+    worse = dict(compare.results([run("a"), run("b", result=result(0.85))]))["kNN top-1 (%)"]
+    assert worse[1] == compare.Cell("85.0", "−5.0", False)
 
 
 def test_fields_that_differ():
@@ -308,6 +310,16 @@ def test_fields_that_differ():
         "method.temperature": [0.1, 0.5],
         "method.queue": [compare.ABSENT, 8],
     }
+
+
+def test_many_differing_fields_are_folded_away():
+    other = config(1)
+    other["method"] = {"name": "mae", **{f"field{i}": i for i in range(30)}}
+    text = page.render([run("a"), run("b", config=other)])
+    shared = text[text.index("2 fields") - 60 : text.index("2 fields")]  # seed, method.name
+    apart = text[text.index("31 fields") - 60 : text.index("31 fields")]  # and temperature
+    assert "<details" in shared and " open>" in shared
+    assert "<details" in apart and " open>" not in apart
 
 
 def test_over_seeds():
