@@ -20,6 +20,7 @@ JOBS = {
     "retrieve": "find the nearest images; recall@k and a picture",
     "cluster": "group images by k-means on a checkpoint's features",
     "analyze": "alignment, uniformity, spectrum and hardness of a checkpoint's features",
+    "report": "write one HTML page about a run, or about several side by side",
 }
 
 EXAMPLES = """\

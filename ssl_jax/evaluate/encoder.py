@@ -15,7 +15,8 @@ from ssl_jax.data.protocol import Source
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate import features
 from ssl_jax.methods import METHODS
-from ssl_jax.train.state import make_create
+from ssl_jax.methods.protocol import Method
+from ssl_jax.train.state import TrainState, make_create
 
 
 class Restored(NamedTuple):
@@ -24,7 +25,8 @@ class Restored(NamedTuple):
     Attributes:
       saved: the config and facts of the run.
       step: optimizer steps it was trained for.
-      variables: {'params': …, 'batch_stats': …} of the encoder, on every device of the mesh.
+      variables: {'params': …, 'batch_stats': …} of the encoder, or what `select` picked, on every
+        device of the mesh.
     """
 
     saved: workdir.Saved
@@ -171,12 +173,19 @@ def subset(examples: int, most: int) -> np.ndarray:
     return np.sort(loader.order(0, 0, examples)[:most])
 
 
-def restore(folder: pathlib.Path, mesh) -> Restored:
+def restore(
+    folder: pathlib.Path,
+    mesh,
+    select: Callable[[Method, TrainState], Any] = lambda method, s: method.encoder(
+        s.params, s.state
+    ),
+) -> Restored:
     """Reads the encoder, and only it, from the newest checkpoint of a run.
 
     Args:
       folder: the run's workdir.
       mesh: from `parallel.mesh()`.
+      select: (method, whole state) -> the leaves to read instead of the encoder's.
 
     Raises:
       UserError: no such run, no checkpoint, or one of another model.
@@ -184,22 +193,8 @@ def restore(folder: pathlib.Path, mesh) -> Restored:
     saved = workdir.read_config(folder)
     if saved is None:
         raise UserError(f"--config.checkpoint: there is no run in {folder} (no config.json)")
-    config = saved.config
-    shape = (config.batch, config.data.size, config.data.size, config.data.channels)
-    local = {
-        "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
-        "index": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
-        "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
-    }
-    method = METHODS[config.method.name](config, saved.run)
+    method, create = creation(saved)
     whole = parallel.replicated(mesh)
-
-    def optimizer_of(params):  # its state is neither read nor needed
-        import optax
-
-        return optax.identity()
-
-    create = make_create(method, optimizer_of, local)
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
         jax.eval_shape(create, jax.random.key(0)),
@@ -208,7 +203,37 @@ def restore(folder: pathlib.Path, mesh) -> Restored:
         step = manager.latest_step()
         if step is None:
             raise UserError(f"--config.checkpoint: {folder} has no finished checkpoint yet")
-        variables = checkpoint.restore_part(
-            manager, step, like, lambda s: method.encoder(s.params, s.state)
-        )
-    return Restored(saved, step, variables)
+        picked = checkpoint.restore_part(manager, step, like, lambda s: select(method, s))
+    return Restored(saved, step, picked)
+
+
+def untrained(saved: workdir.Saved, mesh) -> Any:
+    """Variables of the encoder as the run began with them, on every device of the mesh."""
+    method, create = creation(saved)
+
+    def first(key):
+        state = create(key)
+        return method.encoder(state.params, state.state)
+
+    # XLA drops what the encoder does not need.
+    made = jax.jit(first, out_shardings=parallel.replicated(mesh))
+    return made(jax.random.key(saved.config.seed))
+
+
+def creation(saved: workdir.Saved) -> tuple[Method, Callable[[jax.Array], TrainState]]:
+    """The method of a run, and key -> its first state, without that of the optimizer."""
+    config = saved.config
+    shape = (config.batch, config.data.size, config.data.size, config.data.channels)
+    local = {
+        "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
+        "index": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+        "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+    }
+    method = METHODS[config.method.name](config, saved.run)
+
+    def optimizer_of(params):  # its state is neither read nor needed
+        import optax
+
+        return optax.identity()
+
+    return method, make_create(method, optimizer_of, local)

@@ -26,6 +26,7 @@ class Judged(NamedTuple):
       features: float32 [n, d] of the rows that probes learn from.
       shown, shown_labels: float32 [m, d] and int32 [m] (-1: none) of the rows that probes are
         judged on, or those they learn from; for pictures.
+      predicted: int32 [m], classes of `shown` by kNN; None without labels.
       knn_top1, linear_top1, linear_top5: in [0, 1]; None without labels.
       collapse: `collapse.measure` of `features`.
     """
@@ -33,6 +34,7 @@ class Judged(NamedTuple):
     features: np.ndarray
     shown: np.ndarray
     shown_labels: np.ndarray
+    predicted: np.ndarray | None
     knn_top1: float | None
     linear_top1: float | None
     linear_top5: float | None
@@ -84,11 +86,21 @@ def judge(
     features, labels = bank
     measured = {k: np.asarray(v) for k, v in collapse.measure(features).items()}
     if query is None:
-        return Judged(features, features, labels, None, None, None, measured)
+        return Judged(features, features, labels, None, None, None, None, measured)
     test, test_labels = query
-    near = knn.accuracy(knn.classify(features, labels, test, classes), test_labels)
+    scores = knn.classify(features, labels, test, classes)
+    near = knn.accuracy(scores, test_labels)
     line = linear.probe(features, labels, test, test_labels, classes)
-    return Judged(features, test, test_labels, near["top1"], line["top1"], line["top5"], measured)
+    return Judged(
+        features=features,
+        shown=test,
+        shown_labels=test_labels,
+        predicted=scores.argmax(1).astype(np.int32),
+        knn_top1=near["top1"],
+        linear_top1=line["top1"],
+        linear_top5=line["top5"],
+        collapse=measured,
+    )
 
 
 def online_linear(

@@ -79,11 +79,12 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         return EXIT_STOPPED
     judged = {"pixels": pixels, **judge(experiment, state)}
     if leader:
-        if config.report:
-            report.draw(experiment, judged, folder)
+        drawn = report.draw(experiment, judged, folder) if config.report else None
         seconds = time.time() - began
         result = report.result(experiment, state, judged, folder, seconds, start)
         workdir.write_json(folder / "result.json", result)
+        if drawn is not None:
+            report.write_page(experiment, state, judged, drawn, folder)
         print(f"\n{report.text(result, folder)}")
     return 0
 

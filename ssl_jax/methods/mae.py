@@ -36,17 +36,13 @@ def make(config: ConfigDict, run: Run) -> Method:
         what probing reads of it.
       run: not used.
     """
-    encoder = models.make(config.model)
-    if not isinstance(encoder, ViT):
-        raise UserError(f"model.name is {config.model.name!r}; mae hides the patches of a vit")
+    encoder, decoder = networks(config)
     policy = augment.make("none", **config.views.image)
     if policy.size % encoder.patch:
         raise UserError(f"views.image.size {policy.size} is no multiple of {encoder.patch}")
     masking = masks.make(config.method.masking, policy.size // encoder.patch, config.method.ratio)
     tokens_for_hidden = config.method.encoder_mask_tokens
     normalise = config.method.normalise_pixels
-    values = encoder.patch**2 * config.data.channels
-    decoder = Decoder(out=values, token=encoder.token, dtype=encoder.dtype, **config.method.decoder)
 
     def views(key, batch, ctx):
         image_key, mask_key = jax.random.split(key)
@@ -54,34 +50,21 @@ def make(config: ConfigDict, run: Run) -> Method:
         mask = masking.draw(parallel.example_keys(mask_key, len(image), ctx.axis))
         return {"image": image, "mask": mask}  # [b, s, s, C], bool [b, N]
 
-    def encode(net, image, mask, mask_token, keys):
-        if tokens_for_hidden:
-            tokens = net.embed(image, mask, mask_token)  # [b, N, D]
-        else:
-            # Where the mask is false, row by row; the official order is that of the noise, which
-            # a transformer does not see.
-            visible = jnp.argsort(mask, 1)[:, : masking.visible]
-            tokens = jnp.take_along_axis(net.embed(image), visible[..., None], 1)  # [b, V, D]
-        return net.normalise(net.encode(tokens, keys))
-
-    def latent(params, views, keys=None):
-        variables, token = {"params": params["encoder"]}, params.get("mask_token")
-        return encoder.apply(variables, views["image"], views["mask"], token, keys, method=encode)
-
     def init(key, views):
         encoder_key, decoder_key, token_key = jax.random.split(key, 3)
         f, _ = network.create(encoder, encoder_key, views["image"])
         params = {"encoder": f["params"]}
         if tokens_for_hidden:
             params["mask_token"] = 0.02 * jax.random.normal(token_key, (encoder.width,))
-        decoded = decoder.init(decoder_key, latent(params, views), views["mask"])
+        z = latent(encoder, params, views["image"], views["mask"], masking.visible)
+        decoded = decoder.init(decoder_key, z, views["mask"])
         return {**params, "decoder": decoded["params"]}, {}
 
     def loss(params, state, views, ctx):
         # For DropPath, if the model has any. (`views` took the children 0 and 1 of this key.)
         keys = jax.random.fold_in(ctx.key, 2)
         keys = parallel.example_keys(keys, len(views["image"]), ctx.axis)
-        z = latent(params, views, keys)  # [b, t + V, D], t: the class token
+        z = latent(encoder, params, views["image"], views["mask"], masking.visible, keys)
         prediction = decoder.apply({"params": params["decoder"]}, z, views["mask"])  # [b, N, p·p·C]
         target = patchify(views["image"], encoder.patch)
         if normalise:
@@ -98,3 +81,54 @@ def make(config: ConfigDict, run: Run) -> Method:
         labels=lambda params: jax.tree.map(lambda _: "default", params),
         encoder=lambda params, state: {"params": params["encoder"], "batch_stats": {}},
     )
+
+
+def networks(config: ConfigDict) -> tuple[ViT, Decoder]:
+    """The encoder and the decoder that a config describes.
+
+    Raises:
+      UserError: the model is no ViT.
+    """
+    encoder = models.make(config.model)
+    if not isinstance(encoder, ViT):
+        raise UserError(f"model.name is {config.model.name!r}; mae hides the patches of a vit")
+    values = encoder.patch**2 * config.data.channels
+    return encoder, Decoder(
+        out=values, token=encoder.token, dtype=encoder.dtype, **config.method.decoder
+    )
+
+
+def latent(
+    encoder: ViT,
+    params: dict,
+    image: jax.Array,
+    mask: jax.Array,
+    visible: int,
+    keys: jax.Array | None = None,
+) -> jax.Array:
+    """Normalised tokens of what the encoder sees of an image, for the decoder.
+
+    Args:
+      encoder: of `networks`.
+      params: with 'encoder' and, if the encoder sees mask tokens, 'mask_token' [D].
+      image: float [b, s, s, C].
+      mask: bool [b, N], true where a patch is hidden.
+      visible: patches of each image that are not, V.
+      keys: typed keys [b] for DropPath, or None.
+
+    Returns:
+      [b, t + V, D] of the encoder's dtype (t: 1 with a class token); [b, t + N, D] with mask
+      tokens.
+    """
+
+    def encode(net):
+        if "mask_token" in params:
+            tokens = net.embed(image, mask, params["mask_token"])  # [b, N, D]
+        else:
+            # Where the mask is false, row by row; the official order is that of the noise, which
+            # a transformer does not see.
+            seen = jnp.argsort(mask, 1)[:, :visible]
+            tokens = jnp.take_along_axis(net.embed(image), seen[..., None], 1)  # [b, V, D]
+        return net.normalise(net.encode(tokens, keys))
+
+    return encoder.apply({"params": params["encoder"]}, method=encode)

@@ -4,25 +4,36 @@ import math
 import pathlib
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from ssl_jax import augment, checkpoint
-from ssl_jax.evaluate import collapse
+from ssl_jax import checkpoint
+from ssl_jax.evaluate import collapse, representation
 from ssl_jax.evaluate.representation import MONITORS, Judged
 from ssl_jax.experiment import Experiment
-from ssl_jax.report import console, logs, pictures
+from ssl_jax.report import collect, console, logs, page, pictures
 from ssl_jax.train.state import TrainState
 
 ROWS = {"pixels": "raw pixels", "untrained": "untrained encoder", "learned": "learned features"}
-POINTS = 1_000  # of the embedding; t-SNE takes seconds
 COLUMNS = {"knn_top1": "kNN", "linear_top1": "linear"}
 EMBEDDED = ("embedding_std", "embedding_rank")  # of `losses.spread`
 
 
-def draw(e: Experiment, judged: Mapping[str, Judged], folder: pathlib.Path) -> None:
+class Drawn(NamedTuple):
+    """What the PNGs show and the page shows again.
+
+    Attributes:
+      places: of `collect.planes`.
+      views: of `collect.views_of`.
+    """
+
+    places: dict[str, np.ndarray]
+    views: dict[str, np.ndarray]
+
+
+def draw(e: Experiment, judged: Mapping[str, Judged], folder: pathlib.Path) -> Drawn:
     """Writes report/*.png: curves, views, embedding, spectrum, and one summary of them.
 
     Args:
@@ -41,22 +52,19 @@ def draw(e: Experiment, judged: Mapping[str, Judged], folder: pathlib.Path) -> N
     panels = (pictures.PANELS[0], accuracy, *pictures.PANELS[2:])
     pictures.curves(into / "curves.png", records, panels, title)
 
-    sample = e.train.read(np.linspace(0, e.train.examples - 1, 8).astype(np.int64))["image"]
-    sheets = views(e, sample, 6)
-    for name, (drawn, policy) in sheets.items():
-        file = "views.png" if len(sheets) == 1 else f"views_{name}.png"
-        mean, std = (_channels(x, sample.shape[-1]) for x in (policy.mean, policy.std))
-        pictures.views_sheet(into / file, sample, drawn, mean, std)
+    sample = collect.sample(e.train)
+    views = collect.views_of(e.config, sample)
+    plain = {"mean": (0.0,), "std": (1.0,)}  # normalisation is undone already
+    for name, drawn in views.items():
+        file = "views.png" if len(views) == 1 else f"views_{name}.png"
+        pictures.views_sheet(into / file, sample, drawn / 255, **plain)
 
     names = e.train.class_names or e.train.classes
-    shown = len(judged["learned"].shown)
-    rows = np.unique(np.linspace(0, shown - 1, min(shown, POINTS)).astype(int))
-    places = {k: pictures.project(judged[k].shown[rows]) for k in ("untrained", "learned")}
+    rows = collect.rows_shown(len(judged["learned"].shown))
+    places = collect.planes(*(judged[k].shown[rows] for k in ("learned", "untrained")))
     labels = judged["learned"].shown_labels[rows]
     pictures.embedding(into / "embedding.png", places["learned"], labels, names)
-    spectra = {name: judged[name].collapse["singular_values"] for name in ("untrained", "learned")}
-    pictures.spectrum(into / "spectrum.png", spectra)
-    drawn, policy = next(iter(sheets.values()))
+    pictures.spectrum(into / "spectrum.png", spectra(judged))
     pictures.summary(
         into / "summary.png",
         places["untrained"],
@@ -65,31 +73,51 @@ def draw(e: Experiment, judged: Mapping[str, Judged], folder: pathlib.Path) -> N
         names,
         records,
         sample,
-        drawn,
-        _channels(policy.mean, sample.shape[-1]),
-        _channels(policy.std, sample.shape[-1]),
+        next(iter(views.values())) / 255,
+        **plain,
         title=title,
         panels=panels[:2],
     )
+    return Drawn(places, views)
 
 
-def views(
-    e: Experiment, images: np.ndarray, count: int
-) -> dict[str, tuple[np.ndarray, augment.Policy]]:
-    """`count` random views of every image by each policy of `config.views`.
+def write_page(
+    e: Experiment,
+    state: TrainState,
+    judged: Mapping[str, Judged],
+    drawn: Drawn,
+    folder: pathlib.Path,
+) -> None:
+    """Writes report/index.html.
 
-    Returns:
-      name of the view -> (float32 [n, count, size, size, C], its policy).
+    Args:
+      e: the run.
+      state: its last.
+      judged: 'untrained' and 'learned', of the rows that `representation.split` gives.
+      drawn: what the PNGs show.
+      folder: the workdir; its metrics.jsonl and result.json are read.
     """
-    found = {}
-    n = len(images)
-    keys = jax.random.split(jax.random.key(e.config.seed), n * count)
-    repeated = np.repeat(images, count, axis=0)  # [n·count, H, W, C]
-    for name, fields in e.config.views.items():
-        policy = augment.make("none", **fields)
-        drawn = jax.jit(augment.apply, static_argnums=0)(policy, keys, repeated)
-        found[name] = (np.asarray(drawn).reshape(n, count, *drawn.shape[1:]), policy)
-    return found
+    c, learned = e.config.evaluate, judged["learned"]
+    learn, query = representation.split(e.train, e.test, c.train_examples, c.test_examples)
+    seen = collect.Seen(
+        learn=learn,
+        shown=query or learn,
+        bank=learned.features,
+        features=learned.shown,
+        untrained=judged["untrained"].shown,
+        labels=learned.shown_labels,
+        predicted=learned.predicted,
+        names=collect.names_of(e.train.class_names, e.train.classes),
+        spectra=spectra(judged),
+    )
+    weights = collect.weights(e.config, e.method, state)
+    shown = collect.draw(e.config, weights, seen, drawn.places, drawn.views)
+    page.write(folder / "report" / "index.html", [collect.run_of(folder, shown)])
+
+
+def spectra(judged: Mapping[str, Judged]) -> dict[str, np.ndarray]:
+    """Singular values of the features before and after training."""
+    return {name: judged[name].collapse["singular_values"] for name in ("untrained", "learned")}
 
 
 def result(
@@ -180,11 +208,9 @@ def text(result: Mapping[str, Any], folder: pathlib.Path) -> str:
         + (f", {speed:,.0f} images/s" if speed else ""),
         f"checkpoint  {folder / 'checkpoints' / str(result['steps'])}",
     ]
-    if (folder / "report" / "summary.png").exists():
-        lines += [
-            f"curves      {folder / 'report' / 'curves.png'}",
-            f"report      {folder / 'report' / 'summary.png'}",
-        ]
+    for name, file in (("pictures", "summary.png"), ("report", "index.html")):
+        if (folder / "report" / file).exists():
+            lines.append(f"{name:<12}{folder / 'report' / file}")
     lines.append(
         "probe       python -m ssl_jax.main --config configs/linear.py "
         f"--config.checkpoint={folder}"
@@ -212,10 +238,3 @@ def versions() -> dict[str, str]:
 
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     return {"ssl_jax": __version__, **{p: importlib.metadata.version(p) for p in packages}}
-
-
-def _channels(values, channels: int) -> tuple[float, ...]:
-    """Normalisation per channel, as augment/pipeline.py reads it."""
-    if len(values) == channels:
-        return tuple(values)
-    return (sum(values) / len(values),) * channels

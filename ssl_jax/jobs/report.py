@@ -1,0 +1,79 @@
+"""A page about one run or several, from their folders alone."""
+
+import pathlib
+
+import jax
+from ml_collections import ConfigDict
+
+from ssl_jax import host, workdir
+from ssl_jax.errors import UserError
+from ssl_jax.evaluate import encoder, probing
+from ssl_jax.report import collect, page
+from ssl_jax.report.contents import Run
+
+
+def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
+    """Writes RUN/report/index.html; of several runs, or with a workdir, <workdir>/index.html.
+
+    A run without a checkpoint, or whose images cannot be opened, has a page without pictures, which
+    says why.
+
+    Args:
+      config: configs/report.py.
+      cluster: the processes of the job.
+      name: of the config; not used.
+
+    Returns:
+      exit code 0.
+
+    Raises:
+      UserError: no runs, or a folder that holds none.
+    """
+    folders = runs_of(config)
+    host.set_cpu_devices(config.cpu_devices or host.cpu_devices(config.batch, 1, cluster))
+    host.set_compile_cache(config.compile_cache)
+    found = [look(config, folder, cluster) for folder in folders]
+    into = pathlib.Path("runs/report") if len(folders) > 1 else folders[0] / "report"
+    into = pathlib.Path(config.workdir) if config.workdir else into
+    if jax.process_index() == 0:
+        file = into / "index.html"
+        page.write(file, found)
+        print(f"{file} ({file.stat().st_size / 1e6:.1f} MB); open it in a browser")
+    return 0
+
+
+def runs_of(config: ConfigDict) -> list[pathlib.Path]:
+    """The folders that `config.runs` names.
+
+    Raises:
+      UserError: none, one that is no run, or one named twice.
+    """
+    names = [name.strip() for name in (config.runs or "").split(",") if name.strip()]
+    if not names:
+        raise UserError(
+            "which runs? add --config.runs=RUN, the workdir of a run (for example "
+            "runs/quickstart), or several: --config.runs=RUN,RUN"
+        )
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--config.runs names {name} {names.count(name)} times")
+        if workdir.read_config(pathlib.Path(name)) is None:
+            raise UserError(f"--config.runs: there is no run in {name} (no config.json)")
+    return [pathlib.Path(name) for name in names]
+
+
+def look(config: ConfigDict, folder: pathlib.Path, cluster: host.Cluster) -> Run:
+    """One run, with pictures where its checkpoint and its images can be read."""
+    try:
+        opened = probing.open_run(config, folder, cluster, labels=False)
+        saved = opened.restored.saved
+        picked = encoder.restore(
+            folder, opened.mesh, lambda method, s: collect.weights(saved.config, method, s)
+        )
+        seen = collect.see(opened, config.batch)
+    except (UserError, OSError) as error:
+        return collect.run_of(folder, None, (f"No pictures: {error}",))
+    drawn = None
+    if jax.process_index() == 0:
+        drawn = collect.draw(saved.config, picked.variables, seen)
+    return collect.run_of(folder, drawn)

@@ -1,0 +1,323 @@
+"""From a run's folder, and its encoder where there is one, to what its page shows."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssl_jax import augment, models, workdir
+from ssl_jax.errors import UserError
+from ssl_jax.evaluate import collapse, encoder, knn, probing
+from ssl_jax.evaluate.representation import Part
+from ssl_jax.methods.protocol import Method
+from ssl_jax.report import attention, commands, logs, pictures, prototypes, reconstructions
+from ssl_jax.report.contents import Neighbours, Pictures, Points, Run
+from ssl_jax.train.state import TrainState
+
+POINTS = 1_000  # of the plane; t-SNE takes seconds
+SAMPLE = 8  # images whose views, reconstructions and attention are shown
+VIEWS = 6  # of each image, by each policy
+QUERIES, NEAREST = 10, 8
+
+
+class Weights(NamedTuple):
+    """What the pictures need of a training state, besides the features.
+
+    Attributes:
+      encoder: its variables.
+      mae: all parameters of MAE; None for another method.
+      prototypes: None for a method without.
+    """
+
+    encoder: Any
+    mae: Any
+    prototypes: prototypes.Prototypes | None
+
+
+class Seen(NamedTuple):
+    """Features of a run and the images that they are of.
+
+    Attributes:
+      learn: images that probes learn from.
+      shown: images that they are judged on, or `learn` again.
+      bank: float32 [n, d], learned features of `learn`.
+      features: float32 [m, d], of `shown`.
+      untrained: float32 [m, d], what the encoder made of `shown` before training.
+      labels: int32 [m], of `shown`, -1: none.
+      predicted: int32 [m], by kNN; None without labels.
+      names: of the classes; empty without labels.
+      spectra: name -> float [s], singular values of the features of `learn`.
+    """
+
+    learn: Part
+    shown: Part
+    bank: np.ndarray
+    features: np.ndarray
+    untrained: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray | None
+    names: tuple[str, ...]
+    spectra: Mapping[str, np.ndarray]
+
+
+def run_of(folder: pathlib.Path, drawn: Pictures | None, notes: tuple[str, ...] = ()) -> Run:
+    """All about a run that its folder holds; the encoder is not needed.
+
+    Args:
+      folder: its workdir.
+      drawn: what needs the encoder.
+      notes: what is missing, and why.
+
+    Raises:
+      UserError: there is no run in the folder.
+    """
+    saved = workdir.read_config(folder)
+    if saved is None:
+        raise UserError(f"there is no run in {folder} (no config.json)")
+    metrics = folder / "metrics.jsonl"
+    records = logs.read(metrics) if metrics.exists() else []
+    result = workdir.read_result(folder)
+    if not records:
+        notes = (*notes, "There are no metrics yet.")
+    if result is None:
+        notes = ("The run is not finished: there is no result.json.", *notes)
+    try:
+        width = models.make(saved.config.model).features
+    except UserError:
+        width = None
+    return Run(
+        name=folder.resolve().name,
+        folder=str(folder),
+        config=saved.config.to_dict(),
+        total_steps=saved.run.total_steps,
+        steps_per_epoch=saved.run.steps_per_epoch,
+        records=records,
+        result=result,
+        width=width,
+        command=commands.run_command(saved.config, str(folder)),
+        pictures=drawn,
+        notes=notes,
+    )
+
+
+def weights(config: ConfigDict, method: Method, state: TrainState) -> Weights:
+    """Picks leaves of a training state, arrays or shapes."""
+    return Weights(
+        encoder=method.encoder(state.params, state.state),
+        mae=state.params if config.method.name == "mae" else None,
+        prototypes=prototypes.select(config, state.params, state.state),
+    )
+
+
+def see(o: probing.Opened, batch: int) -> Seen:
+    """Runs the encoder of a run, learned and untrained, over its images. All processes join in.
+
+    Args:
+      o: the run.
+      batch: images at a time over all devices.
+    """
+    saved = o.restored.saved
+    encode = encoder.compile_encode(saved.config, o.mesh)
+
+    def extract(variables, part):
+        return encoder.extract(encode, variables, *part, batch, o.cluster)
+
+    first = encoder.untrained(saved, o.mesh)
+    shown = o.judge or o.learn
+    bank, bank_labels = extract(o.restored.variables, o.learn)
+    first_bank, _ = extract(first, o.learn)
+    features, labels, untrained, predicted = bank, bank_labels, first_bank, None
+    if o.judge is not None:
+        features, labels = extract(o.restored.variables, o.judge)
+        untrained, _ = extract(first, o.judge)
+        if np.isfinite(bank).all() and np.isfinite(features).all():
+            scores = knn.classify(bank, bank_labels, features, o.classes)
+            predicted = scores.argmax(1).astype(np.int32)
+    spectra = {
+        name: np.asarray(collapse.measure(x)["singular_values"])
+        for name, x in (("untrained", first_bank), ("learned", bank))
+    }
+    return Seen(
+        learn=o.learn,
+        shown=shown,
+        bank=bank,
+        features=features,
+        untrained=untrained,
+        labels=labels,
+        predicted=predicted,
+        names=names_of(o.class_names, o.classes),
+        spectra=spectra,
+    )
+
+
+def draw(
+    config: ConfigDict,
+    weights: Weights,
+    seen: Seen,
+    places: Mapping[str, np.ndarray] | None = None,
+    views: Mapping[str, np.ndarray] | None = None,
+) -> Pictures:
+    """Everything that needs the encoder or the images. One process alone may call it.
+
+    Args:
+      config: of the run.
+      weights: from `weights`, whole on every device.
+      seen: features and images.
+      places: t-SNE of `features` and `untrained` at `rows_shown`, as `planes` makes it, and
+        views: `views_of` the `sample`, if they are known already.
+    """
+    weights = jax.tree.map(np.asarray, weights)
+    images = sample(seen.learn.source)
+    finite = np.isfinite(seen.features).all() and np.isfinite(seen.bank).all()
+    rows = rows_shown(len(seen.features))
+    points = near = None
+    if finite:
+        if places is None:
+            places = planes(seen.features[rows], seen.untrained[rows])
+        places = {
+            "t-SNE": places["learned"],
+            "PCA": principal(seen.features[rows]),
+            "before training (t-SNE)": places["untrained"],
+        }
+        thumbnails = seen.shown.source.read(seen.shown.rows[rows])["image"]
+        points = Points(places, thumbnails, seen.labels[rows])
+        near = neighbours(seen)
+    confusion = None
+    if seen.predicted is not None:
+        known = seen.labels >= 0
+        confusion = np.zeros((len(seen.names),) * 2, np.int64)
+        np.add.at(confusion, (seen.labels[known], seen.predicted[known]), 1)
+    used = {}
+    if weights.prototypes is not None and finite:
+        used = prototypes.usage(config, weights.prototypes, seen.features)
+    return Pictures(
+        names=seen.names,
+        views=views_of(config, images) if views is None else views,
+        originals=images,
+        points=points,
+        neighbours=near,
+        confusion=confusion,
+        spectra={k: v for k, v in seen.spectra.items() if np.isfinite(v).all()},
+        reconstructions=reconstructions.draw(config, weights.mae, images) if weights.mae else {},
+        attention=attention.draw(config, weights.encoder, images) if finite else None,
+        prototypes=used,
+    )
+
+
+def names_of(class_names: tuple[str, ...], classes: int) -> tuple[str, ...]:
+    """Names of the classes, their numbers where there are none."""
+    return tuple(class_names) or tuple(str(i) for i in range(classes))
+
+
+def sample(source) -> np.ndarray:
+    """SAMPLE images spread evenly over a source, uint8 [n, H, W, C]."""
+    rows = np.linspace(0, source.examples - 1, SAMPLE).astype(np.int64)
+    return source.read(rows)["image"]
+
+
+def views_of(config: ConfigDict, images: np.ndarray) -> dict[str, np.ndarray]:
+    """VIEWS random views of every image by each policy of `config.views`.
+
+    Args:
+      config: of the run.
+      images: uint8 [n, H, W, C].
+
+    Returns:
+      name of the view -> uint8 [n, VIEWS, size, size, C], normalisation undone.
+    """
+    found = {}
+    n, channels = len(images), images.shape[-1]
+    keys = jax.random.split(jax.random.key(config.seed), n * VIEWS)
+    repeated = np.repeat(images, VIEWS, axis=0)  # [n·VIEWS, H, W, C]
+    for name, fields in config.views.items():
+        policy = augment.make("none", **fields)
+        drawn = np.asarray(jax.jit(augment.apply, static_argnums=0)(policy, keys, repeated))
+        mean, std = (reconstructions.per_channel(x, channels) for x in (policy.mean, policy.std))
+        drawn = np.round(255 * np.clip(drawn * std + mean, 0, 1)).astype(np.uint8)
+        found[name] = drawn.reshape(n, VIEWS, *drawn.shape[1:])
+    return found
+
+
+def rows_shown(count: int) -> np.ndarray:
+    """At most POINTS of `count` rows, spread evenly: int [n]."""
+    return np.unique(np.linspace(0, count - 1, min(count, POINTS)).astype(int))
+
+
+def planes(learned: np.ndarray, untrained: np.ndarray) -> dict[str, np.ndarray]:
+    """t-SNE of the learned and the untrained features: float32 [n, 2] each."""
+    return {"learned": pictures.project(learned), "untrained": pictures.project(untrained)}
+
+
+def principal(features: np.ndarray) -> np.ndarray:
+    """The first two principal components of unit-length features, each axis scaled to [-1, 1].
+
+    Args:
+      features: float [n, d].
+
+    Returns:
+      float32 [n, 2]; zeros for a component that there is not.
+    """
+    from sklearn.decomposition import PCA
+
+    x = unit(features)
+    with np.errstate(invalid="ignore"):  # 0 / 0: the explained share of features all equal
+        x = PCA(min(2, *x.shape), random_state=0).fit_transform(x)
+    x = np.pad(x, ((0, 0), (0, 2 - x.shape[1])))
+    x = x - (x.max(0) + x.min(0)) / 2
+    return (x / np.maximum(np.abs(x).max(0), 1e-12)).astype(np.float32)
+
+
+def neighbours(seen: Seen) -> Neighbours | None:
+    """The NEAREST of the bank for QUERIES images: the first of each class, or evenly spread.
+
+    Returns:
+      None where the bank has no other image than the query.
+    """
+    m = len(seen.features)
+    rows = np.linspace(0, m - 1, min(m, QUERIES)).astype(int)
+    classes = np.unique(seen.labels[seen.labels >= 0])
+    if len(classes):
+        picked = classes[np.linspace(0, len(classes) - 1, min(len(classes), QUERIES)).astype(int)]
+        rows = np.array([np.flatnonzero(seen.labels == c)[0] for c in picked])
+    found, cosines = nearest(seen.features[rows], seen.bank, NEAREST + 1)
+    images, labels, scores = [], [], []
+    for row, near, cosine in zip(rows, found, cosines, strict=True):
+        # Where the images shown are those of the bank, the nearest is the query itself.
+        itself = seen.shown.source is seen.learn.source
+        other = ~(itself & (seen.learn.rows[near] == seen.shown.rows[row]))
+        near, cosine = near[other][:NEAREST], cosine[other][:NEAREST]
+        if not len(near):
+            return None
+        read = seen.learn.source.read(seen.learn.rows[near])
+        images.append(read["image"])
+        labels.append(read["label"] if seen.names else np.full(len(near), -1))
+        scores.append(cosine)
+    queries = seen.shown.source.read(seen.shown.rows[rows])["image"]
+    return Neighbours(
+        queries, seen.labels[rows], np.stack(images), np.stack(labels), np.stack(scores)
+    )
+
+
+def nearest(queries: np.ndarray, bank: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k rows of a bank with the largest cosines, the largest first.
+
+    Args:
+      queries: float [q, d].
+      bank: float [n, d].
+      k: fewer where n is smaller.
+
+    Returns:
+      int [q, k] and float32 [q, k].
+    """
+    cosines = unit(queries) @ unit(bank).T  # [q, d] × [d, n] -> [q, n]
+    found = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+    return found, np.take_along_axis(cosines, found, 1)
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float32 [n, d]."""
+    x = np.asarray(features, np.float32)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,108 @@
+"""What a page shows of a run, as plain data: `collect` makes it, `page` turns it into HTML."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Points(NamedTuple):
+    """Images on a plane.
+
+    Attributes:
+      places: name of the projection -> float [n, 2], each axis in [-1, 1]; the first is shown.
+      images: uint8 [n, h, w, C].
+      labels: int [n], -1: none.
+    """
+
+    places: Mapping[str, np.ndarray]
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Neighbours(NamedTuple):
+    """Images and those most like them.
+
+    Attributes:
+      queries: uint8 [q, h, w, C].
+      query_labels: int [q], -1: none.
+      images: uint8 [q, k, h, w, C], the nearest first.
+      labels: int [q, k], -1: none.
+      cosines: float [q, k].
+    """
+
+    queries: np.ndarray
+    query_labels: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+    cosines: np.ndarray
+
+
+class Attention(NamedTuple):
+    """Where the class token looks.
+
+    Attributes:
+      images: uint8 [n, h, w, C].
+      maps: float [n, heads, g, g], weights of the patches, row by row.
+    """
+
+    images: np.ndarray
+    maps: np.ndarray
+
+
+class Pictures(NamedTuple):
+    """All that needs the encoder or the images; what a run does not have is None or empty.
+
+    Attributes:
+      names: of the classes.
+      views: name of the view -> uint8 [n, v, h, w, C].
+      originals: uint8 [n, H, W, C], of which the views are.
+      points: features on a plane.
+      neighbours: nearest of the images that probes learn from.
+      confusion: int [c, c], images of class i that kNN takes for class j.
+      spectra: name of the features -> float [s], singular values, descending.
+      reconstructions: title of the column -> uint8 [n, s, s, C] (MAE).
+      attention: of a ViT's last block.
+      prototypes: name of the head -> int [K], images that are given to each prototype.
+    """
+
+    names: tuple[str, ...] = ()
+    views: Mapping[str, np.ndarray] = {}
+    originals: np.ndarray | None = None
+    points: Points | None = None
+    neighbours: Neighbours | None = None
+    confusion: np.ndarray | None = None
+    spectra: Mapping[str, np.ndarray] = {}
+    reconstructions: Mapping[str, np.ndarray] = {}
+    attention: Attention | None = None
+    prototypes: Mapping[str, np.ndarray] = {}
+
+
+class Run(NamedTuple):
+    """One run.
+
+    Attributes:
+      name: short, to tell it from the others on the page.
+      folder: its workdir, as it was given.
+      config: nested dictionaries, as config.json holds it.
+      total_steps: of the whole run.
+      steps_per_epoch: optimizer steps of one pass over the data.
+      records: lines of metrics.jsonl, as `logs.read` gives them.
+      result: result.json; None while the run is unfinished.
+      width: of the features d; None if unknown.
+      command: what continues the run, or runs it again; None if it cannot be told.
+      pictures: None where they could not be made.
+      notes: what is missing, and why.
+    """
+
+    name: str
+    folder: str
+    config: Mapping[str, Any]
+    total_steps: int
+    steps_per_epoch: int
+    records: list[dict[str, Any]]
+    result: Mapping[str, Any] | None
+    width: int | None
+    command: str | None
+    pictures: Pictures | None
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,114 @@
+"""Small pieces of HTML. Whatever comes from a run goes through `text`: it may hold anything."""
+
+import html
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ssl_jax.report import data_uris
+
+SMOOTH = 64  # pixels; smaller pictures are enlarged without smoothing
+COLORS = 6  # of lines, in page.css
+
+
+def text(value: Any) -> str:
+    """Anything as HTML text, also within quoted attributes."""
+    return html.escape(str(value), quote=True)
+
+
+def embedded(data: Any) -> str:
+    """JSON that nothing in it can break out of its <script>.
+
+    Raises:
+      ValueError: a number is not finite.
+    """
+    found = json.dumps(data, allow_nan=False, separators=(",", ":"))  # ASCII
+    return found.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def section(title: str, body: str, said: str = "") -> str:
+    """A heading, a sentence or two, and what they are about."""
+    words = f'<p class="said">{text(said)}</p>' if said else ""
+    return f"<section><h2>{text(title)}</h2>{words}{body}</section>"
+
+
+def note(words: str) -> str:
+    """A remark that should not be overlooked."""
+    return f'<p class="note">{text(words)}</p>'
+
+
+def state(kind: str, words: str) -> str:
+    """The line that says whether there is a collapse; kind is 'alarm', 'fine' or 'unknown'."""
+    icon = {"alarm": "!", "fine": "✓", "unknown": "?"}[kind]
+    role = ' role="alert"' if kind == "alarm" else ""
+    return f'<p class="state {kind}"{role}><b>{icon}</b><span>{text(words)}</span></p>'
+
+
+def facts(pairs: Iterable[tuple[str, Any]]) -> str:
+    """Names and values."""
+    rows = "".join(f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in pairs)
+    return f"<dl>{rows}</dl>" if rows else ""
+
+
+def table(kind: str, head: str, rows: str) -> str:
+    """A table with an empty corner that scrolls within itself; head and rows are cells."""
+    return f'<div class="scroll"><table class="{kind}"><tr><td></td>{head}</tr>{rows}</table></div>'
+
+
+def line_color(number: int) -> str:
+    """Of a curve, as a style attribute's content."""
+    return f"--k:var(--l{number % COLORS})"
+
+
+def class_color(i: int, classes: int) -> str:
+    """Of a class: of the scheme for up to ten classes, of the rainbow for more."""
+    return f"var(--c{i})" if classes <= 10 else f"hsl({360 * i // classes} 60% 50%)"
+
+
+def chart(drawn: Mapping[str, Any], name: str, data: dict[str, Any], kind: str = "") -> str:
+    """A place for a chart.
+
+    Args:
+      drawn: of `charts`.
+      name: unique on the page.
+      data: for page.js; the chart is added to it.
+      kind: 'double' for one of twice the width.
+    """
+    data["charts"][name] = drawn
+    legend = ""
+    if len([s for s in drawn["series"] if not s.get("faint")]) > 1:
+        legend = "".join(
+            f'<li><i style="{line_color(s["color"])}"></i>{text(s["name"])}</li>'
+            for s in drawn["series"]
+        )
+    return (
+        f'<figure class="card chart {kind}"><figcaption>{text(drawn["title"])}</figcaption>'
+        f'<div data-chart="{text(name)}"></div>'
+        + (f'<ul class="legend">{legend}</ul>' if legend else "")
+        + "</figure>"
+    )
+
+
+def picture(image: np.ndarray, said: str, kind: str = "", caption: str = "") -> str:
+    """A small picture.
+
+    Args:
+      image: uint8 [h, w, C].
+      said: what it is, for screen readers and on hover.
+      kind: 'query', 'same', 'other' or ''.
+      caption: below it.
+    """
+    size = "smooth" if image.shape[0] >= SMOOTH else "sharp"
+    below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
+    return (
+        f'<figure class="tile {kind}" title="{text(said)}"><img class="{size}" alt="{text(said)}" '
+        f'src="{data_uris.data_uri(image)}">{below}</figure>'
+    )
+
+
+def strips(rows: Iterable[Iterable[str]], kind: str = "") -> str:
+    """Pictures in rows; two rows side by side where there is room."""
+    inside = "".join(f'<div class="strip">{"".join(row)}</div>' for row in rows)
+    return f'<div class="card sheet {kind}">{inside}</div>'

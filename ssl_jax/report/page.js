@@ -1,0 +1,285 @@
+// Draws the charts and the map of a page from the JSON block "data", and wires its few buttons.
+// All text goes in as textContent, so nothing in the data is ever read as HTML.
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const tip = document.getElementById("tip");
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const svg = (name, attributes, parent, text) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    if (text !== undefined) node.textContent = text;
+    if (parent) parent.append(node);
+    return node;
+  };
+  const html = (name, parent, text, style) => {
+    const node = document.createElement(name);
+    if (text !== undefined) node.textContent = text;
+    if (style) node.style.cssText = style;
+    parent.append(node);
+    return node;
+  };
+
+  // Numbers as people read them: 1,240  0.3855  2.4e-8
+  const number = (v) => {
+    if (v === null) return "not finite";
+    const size = Math.abs(v);
+    if (size >= 1000) return v.toLocaleString("en", { maximumFractionDigits: 0 });
+    if (size > 0 && size < 0.001) return v.toExponential(1).replace(".0e", "e");
+    return String(Number(v.toPrecision(4)));
+  };
+
+  // Round values, about `count` of them, from low to high.
+  const ticks = (low, high, count) => {
+    const rough = (high - low) / count;
+    const power = 10 ** Math.floor(Math.log10(rough));
+    const step = [1, 2, 5, 10].find((m) => m * power >= rough * 0.999) * power;
+    const found = [];
+    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
+    return found;
+  };
+  const decades = (low, high) => {
+    const found = [];
+    for (let p = Math.ceil(Math.log10(low) - 1e-9); p <= Math.log10(high) + 1e-9; p++) found.push(10 ** p);
+    return found.length > 6 ? found.filter((_, i) => i % 2 === 0) : found;
+  };
+
+  const place = (event) => {
+    tip.hidden = false;
+    const box = tip.getBoundingClientRect();
+    const left = event.clientX + 16 + box.width > innerWidth ? event.clientX - box.width - 16 : event.clientX + 16;
+    const top = Math.min(event.clientY + 16, innerHeight - box.height - 8);
+    tip.style.left = `${Math.max(left, 4)}px`;
+    tip.style.top = `${Math.max(top, 4)}px`;
+  };
+  const hide = () => { tip.hidden = true; };
+  addEventListener("scroll", hide, { passive: true });
+
+  // ---- charts ----
+  const drawn = []; // {unit, show(x), clear()} of every chart, so that they share a crosshair
+
+  const chart = (root, spec) => {
+    const width = root.clientWidth;
+    if (!width) return; // in a tab that is not shown
+    const height = width > 800 ? 240 : 190;
+    const at = { left: 46, right: width - 10, top: 12, bottom: height - 24 };
+    const finite = spec.series.flatMap((s) => [s.y, s.low || [], s.high || []].flat()).filter((v) => v !== null);
+    const xs = spec.series.flatMap((s) => s.x);
+    const values = [...finite, ...spec.lines.map((l) => l.value)];
+    let [low, high] = values.length ? [Math.min(...values), Math.max(...values)] : [0, 1];
+    let [first, last] = [Math.min(...xs), Math.max(...xs)];
+    if (spec.log) {
+      if (first === last) last = first * 2;
+      high *= 1.5;
+      low /= 1.5;
+    } else {
+      if (spec.unit === "step") first = 0;
+      if (spec.area) { first -= 0.5; last += 0.5; }
+      if (first === last) last = first + 1;
+      if (spec.zero) low = Math.min(low, 0);
+      const room = (high - low || Math.abs(high) || 1) * 0.06;
+      high += room;
+      if (!(spec.zero && low === 0)) low -= room;
+    }
+    const scale = spec.log ? Math.log : (v) => v;
+    const map = (v, a, b, from, to) => from + ((scale(v) - scale(a)) / (scale(b) - scale(a))) * (to - from);
+    const X = (v) => map(v, first, last, at.left, at.right);
+    const Y = (v) => map(v, low, high, at.bottom, at.top);
+
+    const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img" });
+    picture.setAttribute("aria-label", spec.title);
+    for (const v of spec.log ? decades(low, high) : ticks(low, high, 4)) {
+      svg("line", { class: "grid", x1: at.left, x2: at.right, y1: Y(v), y2: Y(v) }, picture);
+      svg("text", { x: at.left - 6, y: Y(v) + 4, "text-anchor": "end" }, picture, number(v));
+    }
+    for (const v of spec.log ? decades(first, last) : ticks(first, last, Math.min(width / 90, 8))) {
+      if (v < first) continue;
+      const anchor = X(v) > at.right - 14 ? "end" : "middle";
+      svg("text", { x: X(v), y: height - 8, "text-anchor": anchor }, picture, number(v));
+    }
+    for (const line of spec.lines) {
+      const y = Y(line.value);
+      if (line.alarm) svg("rect", { class: "zone", x: at.left, width: at.right - at.left, y, height: Math.max(at.bottom - y, 0) }, picture);
+      svg("line", { class: line.alarm ? "alarm" : "mark", x1: at.left, x2: at.right, y1: y, y2: y }, picture);
+      svg("text", { class: line.alarm ? "warn" : "", x: at.right, y: y - 4, "text-anchor": "end" }, picture, line.name);
+    }
+    for (const s of spec.series) {
+      const color = `var(--l${s.color % 6})`;
+      if (s.low) {
+        const up = s.x.map((x, i) => `${X(x)},${Y(s.high[i])}`);
+        const down = s.x.map((x, i) => `${X(x)},${Y(s.low[i])}`).reverse();
+        svg("polygon", { class: "band", points: [...up, ...down].join(" "), style: `fill:${color}` }, picture);
+      }
+      let path = "";
+      let broken = true;
+      s.y.forEach((y, i) => {
+        if (y === null) {
+          broken = true;
+          svg("line", { class: "gone", x1: X(s.x[i]), x2: X(s.x[i]), y1: at.bottom - 5, y2: at.bottom + 5 }, picture);
+          return;
+        }
+        if (spec.area) path += `${i ? "L" : "M"}${X(s.x[i] - 0.5)} ${Y(y)}H${X(s.x[i] + 0.5)}`;
+        else path += `${broken ? "M" : "L"}${X(s.x[i]).toFixed(1)} ${Y(y).toFixed(1)}`;
+        broken = false;
+      });
+      if (!path) continue;
+      if (spec.area) svg("path", { class: "area", d: `${path}V${at.bottom}H${at.left}Z`, style: `fill:${color}` }, picture);
+      svg("path", { class: s.faint ? "line faint" : "line", d: path, style: `stroke:${color}` }, picture);
+      if (s.y.length <= 30 && !spec.area) {
+        s.y.forEach((y, i) => {
+          if (y !== null) svg("circle", { cx: X(s.x[i]), cy: Y(y), r: 2.6, style: `fill:${color}` }, picture);
+        });
+      }
+    }
+    const hair = svg("line", { class: "hair", y1: at.top, y2: at.bottom, visibility: "hidden" }, picture);
+    const dots = spec.series.map((s) => svg("circle", { r: 4, style: `fill:var(--l${s.color % 6})`, visibility: "hidden" }, picture));
+    root.replaceChildren(picture);
+
+    const nearest = (s, x) => {
+      let best = 0;
+      s.x.forEach((v, i) => { if (Math.abs(v - x) < Math.abs(s.x[best] - x)) best = i; });
+      return best;
+    };
+    const show = (x) => {
+      if (x < first || x > last) return clear();
+      hair.setAttribute("x1", X(x));
+      hair.setAttribute("x2", X(x));
+      hair.setAttribute("visibility", "visible");
+      spec.series.forEach((s, k) => {
+        const i = nearest(s, x);
+        const seen = s.x.length && s.y[i] !== null && !s.faint;
+        dots[k].setAttribute("visibility", seen ? "visible" : "hidden");
+        if (seen) { dots[k].setAttribute("cx", X(s.x[i])); dots[k].setAttribute("cy", Y(s.y[i])); }
+      });
+    };
+    const clear = () => [hair, ...dots].forEach((node) => node.setAttribute("visibility", "hidden"));
+
+    picture.addEventListener("pointermove", (event) => {
+      const box = picture.getBoundingClientRect();
+      const share = (((event.clientX - box.left) / box.width) * width - at.left) / (at.right - at.left);
+      const clipped = Math.min(Math.max(share, 0), 1);
+      const raw = spec.log ? first * (last / first) ** clipped : first + (last - first) * clipped;
+      const leader = spec.series.reduce((a, b) => (b.x.length > a.x.length ? b : a));
+      const x = leader.x[nearest(leader, raw)];
+      for (const other of drawn) if (other.unit === spec.unit && (spec.unit === "step" || other.root === root)) other.show(x);
+      tip.replaceChildren();
+      html("b", tip, `${spec.unit} ${number(x)}`);
+      for (const s of spec.series) {
+        const i = nearest(s, x);
+        const row = html("div", tip);
+        html("i", row, undefined, `--k:var(--l${s.color % 6})`);
+        row.append(s.name + (s.x[i] === x || s.x.length === leader.x.length ? "" : ` (${number(s.x[i])})`));
+        const spread = s.low ? ` ± ${number((s.high[i] - s.low[i]) / 2)}` : "";
+        html("span", row, number(s.y[i]) + spread);
+      }
+      place(event);
+    });
+    picture.addEventListener("pointerleave", () => { hide(); drawn.forEach((other) => other.clear()); });
+    const old = drawn.findIndex((other) => other.root === root);
+    if (old >= 0) drawn.splice(old, 1);
+    drawn.push({ root, unit: spec.unit, show, clear });
+  };
+
+  const watch = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      if (target.dataset.width === String(target.clientWidth)) continue;
+      target.dataset.width = target.clientWidth;
+      chart(target, data.charts[target.dataset.chart]);
+    }
+  });
+  for (const root of all("[data-chart]")) {
+    chart(root, data.charts[root.dataset.chart]);
+    root.dataset.width = root.clientWidth;
+    watch.observe(root);
+  }
+
+  // ---- features on a plane ----
+  const plane = (root, spec) => {
+    const sheet = root.querySelector("img").src;
+    const count = spec.labels.length;
+    const classes = spec.names.length;
+    const color = (k) => (k < 0 ? "var(--faint)" : classes <= 10 ? `var(--c${k})` : `hsl(${Math.floor((360 * k) / classes)} 60% 50%)`);
+    const picture = svg("svg", { viewBox: "-1.08 -1.08 2.16 2.16", role: "img", "aria-label": "Features on a plane" }, root.querySelector(".canvas"));
+    const radius = Math.min(Math.max(0.5 / Math.sqrt(count), 0.012), 0.03);
+    const dots = spec.labels.map((k) => svg("circle", { r: radius, style: `fill:${color(k)}` }, picture));
+    let places = null;
+    let only = null;
+    const move = (name) => {
+      places = spec.places[name];
+      dots.forEach((dot, i) => { dot.style.transform = `translate(${places[0][i]}px, ${-places[1][i]}px)`; });
+      for (const button of all("[data-place]", root)) button.setAttribute("aria-pressed", button.dataset.place === name);
+    };
+    const choose = (k) => {
+      only = only === k ? null : k;
+      dots.forEach((dot, i) => dot.classList.toggle("off", only !== null && spec.labels[i] !== only));
+      for (const button of all("[data-class]", root)) button.setAttribute("aria-pressed", Number(button.dataset.class) === only);
+    };
+    for (const button of all("[data-place]", root)) button.addEventListener("click", () => move(button.dataset.place));
+    for (const button of all("[data-class]", root)) button.addEventListener("click", () => choose(Number(button.dataset.class)));
+    move(Object.keys(spec.places)[0]);
+
+    let on = null;
+    const leave = () => { hide(); if (on !== null) dots[on].classList.remove("on"); on = null; };
+    picture.addEventListener("pointermove", (event) => {
+      const where = new DOMPoint(event.clientX, event.clientY).matrixTransform(picture.getScreenCTM().inverse());
+      let best = null;
+      let reach = 0.06 ** 2;
+      for (let i = 0; i < count; i++) {
+        const away = (places[0][i] - where.x) ** 2 + (-places[1][i] - where.y) ** 2;
+        if (away < reach && (only === null || spec.labels[i] === only)) { best = i; reach = away; }
+      }
+      leave();
+      if (best === null) return;
+      on = best;
+      dots[on].classList.add("on");
+      tip.replaceChildren();
+      const thumb = html("div", tip);
+      thumb.className = "thumb sharp";
+      thumb.style.backgroundImage = `url("${sheet}")`;
+      thumb.style.backgroundSize = `${spec.columns * 96}px ${spec.rows * 96}px`;
+      thumb.style.backgroundPosition = `${-(on % spec.columns) * 96}px ${-Math.floor(on / spec.columns) * 96}px`;
+      if (spec.labels[on] >= 0) html("b", tip, spec.names[spec.labels[on]]);
+      place(event);
+    });
+    picture.addEventListener("pointerleave", leave);
+  };
+  for (const root of all("[data-plane]")) plane(root, data.planes[root.dataset.plane]);
+
+  // ---- buttons ----
+  const tabs = all("[data-tab]");
+  const open = (name) => {
+    for (const tab of tabs) {
+      tab.setAttribute("aria-selected", tab.dataset.tab === name);
+      document.getElementById(tab.dataset.tab).hidden = tab.dataset.tab !== name;
+    }
+  };
+  for (const tab of tabs) tab.addEventListener("click", () => open(tab.dataset.tab));
+  if (tabs.length) open(tabs[0].dataset.tab);
+
+  for (const box of all(".config")) {
+    const rows = all("tr", box);
+    box.querySelector("input").addEventListener("input", (event) => {
+      const wanted = event.target.value.toLowerCase();
+      for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+    });
+  }
+  for (const button of all("[data-copy]")) {
+    button.addEventListener("click", async () => {
+      const code = button.parentNode.querySelector("code");
+      try {
+        await navigator.clipboard.writeText(code.textContent);
+        button.textContent = "copied";
+      } catch { // a browser may refuse: then the text is selected, to be copied by hand
+        getSelection().selectAllChildren(code);
+      }
+    });
+  }
+  const theme = document.getElementById("theme");
+  const remember = (value) => { try { localStorage.setItem("ssl_jax-theme", value); } catch { /* not from disk */ } };
+  try { const kept = localStorage.getItem("ssl_jax-theme"); if (kept) document.documentElement.dataset.theme = kept; } catch { /* as above */ }
+  theme.addEventListener("click", () => {
+    const now = document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+    document.documentElement.dataset.theme = now === "dark" ? "light" : "dark";
+    remember(document.documentElement.dataset.theme);
+  });
+})();

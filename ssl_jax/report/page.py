@@ -1,0 +1,211 @@
+"""A page about one run or several: data in, one self-contained HTML text out.
+
+Nothing is loaded from elsewhere (a Content-Security-Policy forbids it), so the file opens from
+disk. page.js draws the curves and the plane from a JSON block; all the rest is there without it.
+"""
+
+import importlib.resources
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from ssl_jax.errors import UserError
+from ssl_jax.report import charts, compare, sections, sheets
+from ssl_jax.report.contents import Pictures, Run
+from ssl_jax.report.markup import chart, embedded, line_color, note, section, state, table, text
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+FEW = 20  # rows of a table that is open at first
+
+
+def write(file: pathlib.Path, runs: Sequence[Run]) -> None:
+    """Writes the page of some runs.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(render(runs), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"cannot write {file}: {error.strerror}; choose another --workdir"
+        ) from error
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page.
+
+    Args:
+      runs: one, or several to compare.
+
+    Returns:
+      an HTML document.
+    """
+    data: dict[str, Any] = {"charts": {}, "planes": {}}
+    if len(runs) == 1:
+        c = runs[0].config
+        title, where = f"{c['method']['name']} on {c['data']['source']}", runs[0].folder
+        body = of_run(runs[0], 0, data, alone=True)
+    else:
+        title, where = f"{len(runs)} runs", ", ".join(run.name for run in runs)
+        body = of_runs(runs, data) + tabs(runs, data)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="color-scheme" content="light dark">
+<title>{text(title)} · ssl_jax</title>
+<link rel="icon" href="data:,">
+<style>
+{asset("page.css")}</style>
+</head>
+<body>
+<header class="bar"><b>ssl_jax</b><span>{text(where)}</span>
+<button type="button" id="theme" aria-label="Light or dark">◐</button></header>
+<main>{body}</main>
+<div id="tip" hidden></div>
+<script type="application/json" id="data">{embedded(data)}</script>
+<script>
+{asset("page.js")}</script>
+</body>
+</html>
+"""
+
+
+def of_run(run: Run, number: int, data: dict[str, Any], alone: bool) -> str:
+    """All about one run.
+
+    Args:
+      run: it.
+      number: makes the names of its charts unique.
+      data: for page.js; what is drawn is added to it.
+      alone: its curves are here, not among those of other runs.
+    """
+    p, name = run.pictures or Pictures(), f"run{number}"
+    parts = [sections.top(run), sections.alarm(run), *map(note, run.notes), sections.result(run)]
+    drawn = charts.of_runs([run]) if alone else {}
+    if p.spectra:
+        drawn.setdefault("collapse", []).append(charts.spectrum(p.spectra))
+    parts += [curves(drawn, name, data), sheets.features(p, name, data)]
+    if p.neighbours is not None:
+        parts.append(sheets.neighbours(p.neighbours, p.names))
+    if p.originals is not None:
+        alike = sheets.alike(p.views).items()
+        parts += [sheets.views(p.originals, p.views[view], title) for view, title in alike]
+    if p.reconstructions:
+        normalised = run.config["method"].get("normalise_pixels", False)
+        parts.append(sheets.reconstructions(p.reconstructions, normalised))
+    if p.attention is not None:
+        parts.append(sheets.attention(p.attention))
+    if p.prototypes:
+        parts.append(sheets.usage(p.prototypes, name, data))
+    return "".join([*parts, sections.commands(run), sections.config(run)])
+
+
+def of_runs(runs: Sequence[Run], data: dict[str, Any]) -> str:
+    """Results and differing fields of several runs side by side, and their curves overlaid."""
+    alarms = [
+        state("alarm", f"{run.name}: {words}")
+        for run in runs
+        for kind, words in [sections.collapsed(run)]
+        if kind == "alarm"
+    ]
+    head = "".join(
+        f'<th scope=col><i style="{line_color(i)}"></i>{text(run.name)}</th>'
+        for i, run in enumerate(runs)
+    )
+    rows = ""
+    for title, cells in compare.results(runs):
+        rows += f"<tr><th scope=row>{text(title)}</th>" + "".join(
+            f"<td{' class=best' if c.best else ''}>{text(c.value)}"
+            + (f"<small>{text(c.difference)}</small></td>" if c.difference else "</td>")
+            for c in cells
+        )
+        rows += "</tr>"
+    said = "Small numbers are differences from the first run. The best of a row is bold."
+    return "".join(
+        [
+            f'<div class="top"><h1>{len(runs)} runs <small>side by side</small></h1></div>',
+            *(alarms or [state("fine", "No alarm of a collapse in any of them")]),
+            section("Results", f'<div class="card">{table("compare", head, rows)}</div>', said),
+            seeds(runs),
+            fields(runs, head),
+            curves(charts.of_runs(runs), "runs", data),
+        ]
+    )
+
+
+def fields(runs: Sequence[Run], head: str) -> str:
+    """Fields of the configs that differ; those that only some runs have apart from the others."""
+    found = compare.fields(runs)
+    some = {k: v for k, v in found.items() if compare.ABSENT in v}
+    body = ""
+    for names, title in (
+        ([k for k in found if k not in some], "differ"),
+        (list(some), "are not in every config"),
+    ):
+        rows = ""
+        for name in names:
+            cells = "".join(f"<td>{text(_field(v))}</td>" for v in found[name])
+            rows += f"<tr><th scope=row>{text(name)}</th>{cells}</tr>"
+        if rows:
+            count = f"{len(names)} field{'s' if len(names) > 1 else ''}"
+            opened = " open" if len(names) <= FEW else ""
+            body += (
+                f'<details class="card"{opened}><summary>{count} <small>that {title}</small>'
+                f"</summary>{table('compare', head, rows)}</details>"
+            )
+    return section("Configs", body) if body else ""
+
+
+def seeds(runs: Sequence[Run]) -> str:
+    """Mean and deviation of runs that differ in their seed alone; '' without."""
+    spread = compare.over_seeds(runs)
+    if not spread:
+        return ""
+    head = "".join(f"<th scope=col>{text(name)}</th>" for name in spread)
+    rows = ""
+    for title in dict.fromkeys(t for column in spread.values() for t in column):
+        cells = "".join(f"<td>{text(column.get(title, '–'))}</td>" for column in spread.values())
+        rows += f"<tr><th scope=row>{text(title)}</th>{cells}</tr>"
+    body = f'<div class="card">{table("compare", head, rows)}</div>'
+    return section("Over seeds", body, "Mean ± standard deviation (n − 1).")
+
+
+def tabs(runs: Sequence[Run], data: dict[str, Any]) -> str:
+    """Each run by itself, one at a time where scripts run."""
+    buttons = "".join(
+        f'<button type="button" role="tab" data-tab="run{i}" aria-selected="false">'
+        f'<i style="{line_color(i)}"></i>{text(run.name)}</button>'
+        for i, run in enumerate(runs)
+    )
+    panels = "".join(
+        f'<div class="run" id="run{i}" role="tabpanel">{of_run(run, i, data, alone=False)}</div>'
+        for i, run in enumerate(runs)
+    )
+    return f'<div class="tabs" role="tablist" aria-label="Runs">{buttons}</div>{panels}'
+
+
+def curves(found: dict[str, list[dict[str, Any]]], name: str, data: dict[str, Any]) -> str:
+    """The charts of `charts.of_runs`, group by group."""
+    parts = []
+    for group, drawn in found.items():
+        inside = "".join(
+            chart(c, f"{name}-{group}-{i}", data, "double" if c.get("double") else "")
+            for i, c in enumerate(drawn)
+        )
+        alone = " wide" if len(drawn) == 1 else ""
+        parts.append(section(charts.GROUPS[group], f'<div class="charts{alone}">{inside}</div>'))
+    return "".join(parts)
+
+
+def asset(name: str) -> str:
+    """The text of a file beside this module."""
+    return importlib.resources.files("ssl_jax.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _field(value):
+    return "–" if value is compare.ABSENT else sections.value_text(value)
