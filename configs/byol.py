@@ -9,7 +9,7 @@ Expected:
     imagenet  linear top-1 74.3 after 1,000 epochs, 72.5 after 300 (cited: tables 1 and 5 of the
               paper; not yet measured here)
     cifar10   linear top-1 92.58 after 1,000 epochs (cited: README of solo-learn; not measured)
-    digits    not yet measured
+    digits    kNN 96.2 ± 0.3, linear 97.2 ± 0.1 (measured, seeds 0–2: docs/results.md)
     peer      kNN .860, linear .935 (measured with lightly 1.6.0, the best of four momenta; not yet
               measured here)
 

@@ -12,7 +12,7 @@ Expected:
               64.5; not yet measured here)
     cifar10   linear top-1 85.4 (DCL) and 82.7 (DCLW) after 100 epochs (cited: README of
               raminnakhli/Decoupled-Contrastive-Learning; not measured)
-    digits    not yet measured
+    digits    kNN 96.8 ± 0.2, linear 97.1 ± 0.4 (measured, seeds 0–2: docs/results.md)
     peer      kNN .946, linear .964 (lightly 1.6.0 with the same data, encoder and steps, one seed;
               not yet measured here)
 """

@@ -11,7 +11,7 @@ Expected:
     imagenet  linear top-1 75.2 after 800 epochs (cited: README of facebookresearch/swav; not yet
               measured here)
     cifar10   linear top-1 88.85 after 1,000 epochs (cited: README of solo-learn; not measured)
-    digits    not yet measured
+    digits    kNN 96.3 ± 0.3, linear 97.1 ± 0.3 (measured, seeds 0–2: docs/results.md)
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,7 @@ Expected:
     imagenet  kNN top-1 69.3, linear top-1 74.0 with the teacher after 100 epochs (cited: README of
               facebookresearch/dino; not yet measured here)
     cifar10   online linear top-1 89.52 (cited: README of solo-learn; not yet measured here)
-    digits    not yet measured
+    digits    kNN 96.5 ± 0.2, linear 96.7 ± 0.4 (measured, seeds 0–2: docs/results.md)
     peer      kNN top-1 .789, linear .878, the better of two momenta (measured with lightly 1.6.0 on
               the same digits; not yet measured here)
 """

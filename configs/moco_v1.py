@@ -9,7 +9,7 @@ Expected:
               trials; not yet measured here)
     cifar10   kNN top-1 82.6 after 200 epochs, 88.7 after 800 (cited: the authors' notebook, whose
               kNN sees the 128 outputs of the head; not measured)
-    digits    not yet measured
+    digits    kNN 95.6 ± 0.5, linear 96.8 ± 0.2 (measured, seeds 0–2: docs/results.md)
 
 BatchNorm statistics are those of `group` rows, and the keys change places between `shuffle` groups
 on the same device. The official code shuffles over all 8 GPUs of 32 images; `group=32, shuffle=8`

@@ -14,7 +14,7 @@ Expected:
                         (all cited: CONFIG.md of facebookresearch/moco-v3; not yet measured here)
     cifar10             linear top-1 93.10 after 1,000 epochs (cited: README of solo-learn; not
                         measured)
-    digits              not yet measured
+    digits              kNN 95.8 ± 0.1, linear 97.2 ± 0.4 (measured, seeds 0–2: docs/results.md)
 """
 
 from ml_collections import ConfigDict

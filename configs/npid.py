@@ -9,7 +9,7 @@ Expected:
               ResNet-50 (cited: README of zhirongw/lemniscate.pytorch; not yet measured here, where
               probes read the features before the projector)
     cifar10   kNN top-1 80.8 in the 128 dimensions (cited: table 1 of the paper; not yet measured)
-    digits    not yet measured
+    digits    kNN 95.4 ± 0.6, linear 96.6 ± 0.2 (measured, seeds 0–2: docs/results.md)
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ Expected:
     imagenet  linear top-1 69.9 after 200 epochs (cited: README of the official code; not yet
               measured here)
     cifar10   linear top-1 90.63 after 1,000 epochs (cited: README of solo-learn; not measured)
-    digits    not yet measured
+    digits    kNN 96.6 ± 0.4, linear 97.0 ± 0.5 (measured, seeds 0–2: docs/results.md)
 
 BatchNorm statistics are those of `group` rows, and the teacher's rows change places between
 `shuffle` groups on the same device: see configs/moco_v1.py on what to set for several devices.

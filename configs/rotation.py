@@ -7,7 +7,7 @@
 Expected:
     imagenet  not yet measured; no number that we could check was published for this recipe
     cifar10   no number is published for a ResNet, or for pooled features; not yet measured
-    digits    not yet measured
+    digits    kNN 86.0 ± 0.9, linear 94.0 ± 0.3 (measured, seeds 0–2: docs/results.md)
 """
 
 from ml_collections import ConfigDict

@@ -11,7 +11,7 @@ Expected:
     imagenet  linear top-1 71.8 after 400 epochs (cited: README of facebookresearch/swav; not yet
               measured here)
     cifar10   nothing is published
-    digits    not yet measured
+    digits    kNN 96.5 ± 0.8, linear 97.8 ± 0.2 (measured, seeds 0–2: docs/results.md)
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,7 @@ Expected:
     imagenet  linear top-1 64.5 after 100 epochs, 69.1 after 1,000 (cited: README of
               google-research/simclr; not yet measured here)
     cifar10   linear top-1 "around 91" after 1,000 epochs (cited: the same README; not measured)
-    digits    kNN and linear on the 1,000 test digits: see docs/results.md (measured)
+    digits    kNN 96.8 ± 0.2, linear 97.2 ± 0.4 (measured, seeds 0–2: docs/results.md)
     peer      kNN .944 ± .005, linear .961 ± .004 (measured with lightly 1.6.0; ours:
               docs/results.md)
 """

@@ -9,7 +9,7 @@ Expected:
     imagenet  linear top-1 68.1 after 100 epochs (cited: README of facebookresearch/simsiam; not yet
               measured here)
     cifar10   linear top-1 91.8 after 800 epochs (cited: appendix D of the paper; not measured)
-    digits    not yet measured
+    digits    kNN 95.7 ± 1.4, linear 96.9 ± 0.9 (measured, seeds 0–2: docs/results.md)
     peer      kNN .926, linear .949 (measured with lightly 1.6.0; not yet measured here)
 
 Ablations of the paper (figure 2, table 1):
