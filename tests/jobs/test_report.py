@@ -109,7 +109,7 @@ def test_the_same_page_from_the_folder_alone(runs, tmp_path, capsys):
 def test_runs_side_by_side(runs, tmp_path):
     assert report(f"{runs / '0'},{runs / '1'}", f"--workdir={tmp_path}") == 0
     text, found = data(tmp_path / "index.html")
-    assert {"Results", "Over seeds", "Training"} <= set(headings(text))
+    assert {"Results", "Configs", "Training"} <= set(headings(text)) and "mean ± sd" in text
     assert "2 seeds of simclr" in text and "that differ" in text
     loss = next(c for c in found["charts"].values() if c["title"] == "Loss")
     assert [s["name"] for s in loss["series"]] == ["0", "1", "2 seeds of simclr, mean ± sd"]
