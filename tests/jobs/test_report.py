@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import tiny_run
@@ -44,7 +45,7 @@ def mae(tmp_path_factory):
         "--config.method.decoder.depth=1",
         "--config.method.decoder.width=8",
         "--config.cpu_devices=4",
-        "--config.compile_cache=",
+        f"--config.compile_cache={jax.config.jax_compilation_cache_dir}",
         f"--workdir={folder / 'run'}",
     ]
     assert tiny_run.main.main(flags) == 0
@@ -52,8 +53,9 @@ def mae(tmp_path_factory):
 
 
 def report(names, *more):
+    cache = jax.config.jax_compilation_cache_dir
     flags = ["--config=configs/report.py", f"--config.runs={names}", "--config.cpu_devices=4"]
-    return tiny_run.main.main([*flags, "--config.compile_cache=", *PROBED, *more])
+    return tiny_run.main.main([*flags, f"--config.compile_cache={cache}", *PROBED, *more])
 
 
 def data(file):
