@@ -58,6 +58,7 @@ LEFT_OUT = ("step", "epoch", "skipped", "skipped_in_a_row", "data_wait_seconds",
 GROUPS = {
     "training": "Training",
     "collapse": "Collapse monitors",
+    "spectrum": "Spectrum",
     "method": "What the method measures",
 }
 
@@ -181,12 +182,8 @@ def _keys(runs):
 def _accuracy(runs, keys):
     """Top-1 and the like, in percent, with the baselines of a single run."""
     series, lines = [], []
-    for i, run in enumerate(runs):
-        for j, key in enumerate(keys):
-            points = _series(run.records, key, 100)
-            if points["x"]:
-                name = readable(key) if len(runs) == 1 else run.name
-                series.append({"name": name, "color": i + j, **points})
+    for j, key in enumerate(keys):
+        series += _curves(runs, key, Panel(key, 100), readable(key), j)
     if len(runs) == 1:
         result = runs[0].result or {}
         for name, shown in (("pixels", "raw pixels"), ("untrained", "untrained")):
@@ -194,23 +191,28 @@ def _accuracy(runs, keys):
             if value is not None and "knn_top1" in keys:
                 lines.append({"name": f"{shown}, kNN", "value": 100 * value, "alarm": False})
     title = "Accuracy (%)" if len(runs) == 1 else f"{readable(keys[0])} (%)"
-    return chart(title, [*series, *_bands(runs, keys[0], 100)] if len(keys) == 1 else series, lines)
+    return chart(title, series, lines)
 
 
 def _metric(runs, key, panel):
-    series = []
+    series = _curves(runs, key, panel, readable(key), 0)
+    return chart(panel.title, series, _thresholds(runs, key), zero=panel.zero)
+
+
+def _curves(runs, key, panel, name, color):
+    """A curve for every run, named `name` if it is one; means on top of what is drawn weakly."""
+    series, bands = [], _bands(runs, key, panel.scale)
+    fellows = {i for group in (seeds(runs) if bands else ()) for i in group}
     for i, run in enumerate(runs):
         points = _series(run.records, key, panel.scale)
         if not points["x"]:
             continue
-        name = run.name if len(runs) > 1 else readable(key)
         smooth = panel.smooth and len(runs) == 1 and len(points["x"]) >= 40
-        series.append({"name": name, "color": i, "faint": smooth, **points})
+        named = {"name": name if len(runs) == 1 else run.name, "color": color + i}
+        series.append({**named, "faint": smooth or i in fellows, **points})
         if smooth:
-            mean = _running_mean(points)
-            series.append({"name": "running mean", "color": i, **mean})
-    series += _bands(runs, key, panel.scale)
-    return chart(panel.title, series, _thresholds(runs, key), zero=panel.zero)
+            series.append({**named, "name": "running mean", **_running_mean(points)})
+    return series + bands
 
 
 def _thresholds(runs, key):

@@ -78,7 +78,7 @@ def chart(drawn: Mapping[str, Any], name: str, data: dict[str, Any], kind: str =
     """
     data["charts"][name] = drawn
     legend = ""
-    if len([s for s in drawn["series"] if not s.get("faint")]) > 1:
+    if len({s["color"] for s in drawn["series"]}) > 1:
         legend = "".join(
             f'<li><i style="{line_color(s["color"])}"></i>{text(s["name"])}</li>'
             for s in drawn["series"]

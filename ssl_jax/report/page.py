@@ -88,7 +88,8 @@ def of_run(run: Run, number: int, data: dict[str, Any], alone: bool) -> str:
     parts = [sections.top(run), sections.alarm(run), *map(note, run.notes), sections.result(run)]
     drawn = charts.of_runs([run]) if alone else {}
     if p.spectra:
-        drawn.setdefault("collapse", []).append(charts.spectrum(p.spectra))
+        beside = "collapse" if alone else "spectrum"
+        drawn.setdefault(beside, []).append(charts.spectrum(p.spectra))
     parts += [curves(drawn, name, data), sheets.features(p, name, data)]
     if p.neighbours is not None:
         parts.append(sheets.neighbours(p.neighbours, p.names))
@@ -117,6 +118,8 @@ def of_runs(runs: Sequence[Run], data: dict[str, Any]) -> str:
         f'<th scope=col><i style="{line_color(i)}"></i>{text(run.name)}</th>'
         for i, run in enumerate(runs)
     )
+    spread = compare.over_seeds(runs)
+    means = "".join(f"<th scope=col>{text(name)}<small>mean ± sd</small></th>" for name in spread)
     rows = ""
     for title, cells in compare.results(runs):
         rows += f"<tr><th scope=row>{text(title)}</th>" + "".join(
@@ -124,14 +127,16 @@ def of_runs(runs: Sequence[Run], data: dict[str, Any]) -> str:
             + (f"<small>{text(c.difference)}</small></td>" if c.difference else "</td>")
             for c in cells
         )
-        rows += "</tr>"
+        rows += "".join(f"<td>{text(c.get(title, '–'))}</td>" for c in spread.values()) + "</tr>"
     said = "Small numbers are differences from the first run. The best of a row is bold."
+    if spread:
+        said += " Standard deviations are over seeds (n − 1)."
+    results = f'<div class="card">{table("compare", head + means, rows)}</div>'
     return "".join(
         [
             f'<div class="top"><h1>{len(runs)} runs <small>side by side</small></h1></div>',
             *(alarms or [state("fine", "No alarm of a collapse in any of them")]),
-            section("Results", f'<div class="card">{table("compare", head, rows)}</div>', said),
-            seeds(runs),
+            section("Results", results, said),
             fields(runs, head),
             curves(charts.of_runs(runs), "runs", data),
         ]

@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import tiny_run
@@ -44,7 +45,7 @@ def mae(tmp_path_factory):
         "--config.method.decoder.depth=1",
         "--config.method.decoder.width=8",
         "--config.cpu_devices=4",
-        "--config.compile_cache=",
+        f"--config.compile_cache={jax.config.jax_compilation_cache_dir}",
         f"--workdir={folder / 'run'}",
     ]
     assert tiny_run.main.main(flags) == 0
@@ -52,8 +53,9 @@ def mae(tmp_path_factory):
 
 
 def report(names, *more):
+    cache = jax.config.jax_compilation_cache_dir
     flags = ["--config=configs/report.py", f"--config.runs={names}", "--config.cpu_devices=4"]
-    return tiny_run.main.main([*flags, "--config.compile_cache=", *PROBED, *more])
+    return tiny_run.main.main([*flags, f"--config.compile_cache={cache}", *PROBED, *more])
 
 
 def data(file):
@@ -109,7 +111,7 @@ def test_the_same_page_from_the_folder_alone(runs, tmp_path, capsys):
 def test_runs_side_by_side(runs, tmp_path):
     assert report(f"{runs / '0'},{runs / '1'}", f"--workdir={tmp_path}") == 0
     text, found = data(tmp_path / "index.html")
-    assert {"Results", "Over seeds", "Training"} <= set(headings(text))
+    assert {"Results", "Configs", "Training"} <= set(headings(text)) and "mean ± sd" in text
     assert "2 seeds of simclr" in text and "that differ" in text
     loss = next(c for c in found["charts"].values() if c["title"] == "Loss")
     assert [s["name"] for s in loss["series"]] == ["0", "1", "2 seeds of simclr, mean ± sd"]

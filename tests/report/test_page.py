@@ -241,9 +241,9 @@ def test_charts_of_one_run():
     # A centred mean of max(3, 60 // 25) values: (5/29 + 5/30 + 5/31) / 3 at step 30.
     assert loss[1]["y"][29] == pytest.approx((5 / 29 + 5 / 30 + 5 / 31) / 3, rel=1e-4)
     accuracy = by_title["Accuracy (%)"]
-    assert accuracy["series"][0] | {"color": 0} == {
-        "name": "kNN top-1", "color": 0, "x": [60], "y": [80],
-    }  # fmt: skip
+    assert accuracy["series"] == [
+        {"name": "kNN top-1", "color": 0, "faint": False, "x": [60], "y": [80]}
+    ]
     assert [(line["name"], line["value"]) for line in accuracy["lines"]] == [
         ("raw pixels, kNN", 85.0),
         ("untrained, kNN", 70.0),
@@ -272,6 +272,7 @@ def test_curves_of_seeds_have_a_band():
     runs = [run(f"s{i}", config=config(i), records=records(float(i))) for i in range(3)]
     (loss,) = [c for c in charts.of_runs(runs)["training"] if c["title"] == "Loss"]
     assert [s["name"] for s in loss["series"]] == ["s0", "s1", "s2", "3 seeds of simclr, mean ± sd"]
+    assert [bool(s.get("faint")) for s in loss["series"]] == [True, True, True, False]
     band = loss["series"][-1]
     values = [5 / 10 + i for i in range(3)]  # of step 10
     assert band["y"][9] == pytest.approx(statistics.mean(values))
