@@ -16,6 +16,7 @@ JOBS = {
     "knn": "classify with the nearest neighbours of a checkpoint's features",
     "linear": "train a linear classifier on a checkpoint's features",
     "analyze": "alignment, uniformity, spectrum and hardness of a checkpoint's features",
+    "dense": "segment scenes and tell their depth with a linear layer on feature maps",
 }
 
 EXAMPLES = """\
