@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     c.batch = 100  # images at a time over all devices, where nothing is learned
     c.train_examples = 2_000
     c.test_examples = 500
-    c.cache_bytes = 2**30  # maps kept in memory; beyond, images are encoded at every pass
+    c.cache_bytes = 2**30  # maps kept in memory, of each split; beyond, encoded at every pass
     c.learning_rates = (1e-3, 3e-3, 1e-2)  # of segmentation; official: 1e-3
     c.weight_decays = (1e-4, 1e-2)  # of segmentation; official: 1e-4
     c.epochs = 10.0  # of segmentation

@@ -355,26 +355,22 @@ def open_set(
                 yield jax.tree.map(np.asarray, encode(variables, read))
 
     n = len(rows)
-    first = next(compute(np.arange(min(n, 1)), 1))
-    numbers, pixels = math.prod(first.features.shape[1:]), math.prod(first.mask.shape[1:])
-    kept = next(
-        (
-            k
-            for k in (np.float32, np.float16)
-            if n * (numbers * k(0).nbytes + pixels * 5) <= cache_bytes
-        ),
-        None,
+    stream = compute(np.arange(n), batch)
+    first = next(stream)
+    numbers, pixels = (math.prod(x.shape[1:]) for x in (first.features, first.mask))
+    fits = (
+        k
+        for k in (np.float32, np.float16)
+        if n * (numbers * k().nbytes + 5 * pixels) <= cache_bytes
     )
+    kept = next(fits, None)
     if kept is None:
         return Set(n, compute, "no")
-    store = Batch(
-        np.empty((n, *first.features.shape[1:]), kept),
-        np.empty((n, *first.mask.shape[1:]), np.int8),
-        np.empty((n, *first.depth.shape[1:]), np.float32),
-    )
+    kinds = Batch(kept, np.int8, np.float32)
+    store = Batch(*(np.empty((n, *x.shape[1:]), k) for x, k in zip(first, kinds, strict=True)))
     begin = 0
-    for found in compute(np.arange(n), batch):
-        count = min(len(found.mask), n - begin)
+    for found in itertools.chain([first], stream):
+        count = min(len(found.mask), n - begin)  # without padding
         for into, values in zip(store, found, strict=True):
             into[begin : begin + count] = values[:count]
         begin += count

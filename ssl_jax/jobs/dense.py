@@ -92,8 +92,8 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict[str, Any]:
 
     encode = dense.compile_encoder(o.restored.saved.config, o.mesh, config.stage, size)
     train, test = open_sets(encode, o.restored.variables)
-    kept, shown = train.kept, np.arange(min(SHOWN, test.examples))
-    sample = next(test.read(shown, len(shown)))
+    kept, shown = train.kept, np.arange(min(SHOWN, config.batch, test.examples))
+    sample = next(test.read(shown, config.batch))
     sample = jax.tree.map(lambda x: x[: len(shown)], sample)  # without padding
     table, drawn = {}, {}
     table["learned"], heads, facts = probe(train, test, o, config)
