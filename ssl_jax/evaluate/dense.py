@@ -10,10 +10,10 @@ then falling linearly to 0. Differences: channels are normalised by their mean a
 the training images, not by a BatchNorm that learns along; the rate and the weight decay are chosen
 on a hold-out; no augmentation.
 
-Depth is simpler than the official protocol, which classifies into 256 bins with the loss of Eigen
-et al.: here the layer regresses log depth by least squares with a ridge. That has an exact
-optimum, found in one pass: the layer is linear, the upsampling is linear, so the normal equations
-are sums over images.
+Depth is simpler than the official protocol, whose layer spreads its answer over 256 bins of depth
+(as AdaBins, Bhat et al. 2021) and also reads the class token: here the layer regresses log depth
+by least squares with a ridge. That has an exact optimum, found in one pass: layer and upsampling
+are linear, so the normal equations are sums over images.
 """
 
 import itertools
@@ -792,9 +792,9 @@ def regress(
     return head, {"ridge": best, "curve": curve}
 
 
-def depth_of(outputs: jax.Array, nearest: float, farthest: float) -> jax.Array:
+def depth_of(out: jax.Array, nearest: float, farthest: float) -> jax.Array:
     """Log depth [..., 1] to metres [...], within the range of the training depths."""
-    return jnp.clip(jnp.exp(outputs[..., 0]), nearest, farthest)
+    return jnp.clip(jnp.exp(out[..., 0]), nearest, farthest)
 
 
 def depth_errors(
