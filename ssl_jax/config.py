@@ -50,7 +50,7 @@ def defaults() -> ConfigDict:
     c.log_every = 10  # steps
 
     c.data = ConfigDict()
-    c.data.source = "digits"  # digits | synthetic | folder:/path | tfds:name
+    c.data.source = "digits"  # digits | scenes | synthetic | folder:/path | tfds:name
     c.data.dir = config_dict.placeholder(str)  # TFDS folder; None: TFDS's own default
     c.data.size = 28  # stored side of the square images, pixels
     c.data.channels = 1  # 1 or 3
@@ -61,7 +61,7 @@ def defaults() -> ConfigDict:
     c.data.ahead = 3  # batches read ahead
     c.data.train_split = "train"
     c.data.test_split = "test"
-    c.data.examples = 10_000  # synthetic: number of images
+    c.data.examples = 10_000  # synthetic, scenes: number of images
     c.data.classes = 10  # synthetic: number of labels
     c.data.cache_bytes = 2**30  # decoded sets up to this size are kept in memory
 

@@ -17,6 +17,7 @@ JOBS = {
     "knn": "classify with the nearest neighbours of a checkpoint's features",
     "lowshot": "the same with 1 % and 10 % of the labels, and with 1, 5, 10 a class",
     "transfer": "probe one encoder on several data sets, one table",
+    "dense": "segment scenes and tell their depth with a linear layer on feature maps",
     "retrieve": "find the nearest images; recall@k and a picture",
     "cluster": "group images by k-means on a checkpoint's features",
     "analyze": "alignment, uniformity, spectrum and hardness of a checkpoint's features",

@@ -7,7 +7,7 @@ from ssl_jax.errors import UserError, near_misses
 
 __all__ = ["NoSplit", "Source", "open_source"]
 
-KINDS = ("digits", "synthetic", "folder:/path", "tfds:name")
+KINDS = ("digits", "scenes", "synthetic", "folder:/path", "tfds:name")
 
 
 def open_source(data, split: str) -> Source:
@@ -15,7 +15,7 @@ def open_source(data, split: str) -> Source:
 
     Args:
       data: config.data (see config.py for the fields).
-        source: 'digits' | 'synthetic' | 'folder:/path' | 'tfds:name[/config][:version]'.
+        source: 'digits' | 'scenes' | 'synthetic' | 'folder:/path' | 'tfds:name[/config][:version]'.
         size, channels: shape of every picture, [size, size, channels], channels 1 or 3.
         fit: 'crop' (the centre square, resized) or 'squash' (both sides resized).
       split: 'train' or 'test'.
@@ -49,6 +49,10 @@ def open_source(data, split: str) -> Source:
         from ssl_jax.data.digits import open_digits
 
         return open_digits(split, data)
+    if data.source == "scenes":
+        from ssl_jax.data.scenes import open_scenes
+
+        return open_scenes(split, data)
     if data.source == "synthetic":
         from ssl_jax.data.synthetic import open_synthetic
 

@@ -230,7 +230,7 @@ def test_errors(config, tree, tmp_path):
     "changes, message",
     [
         ({"source": "digit"}, "Did you mean digits"),
-        ({"source": "cifar10"}, "Known: digits, folder:/path, synthetic, tfds:name"),
+        ({"source": "cifar10"}, "Known: digits, folder:/path, scenes, synthetic, tfds:name"),
         ({"source": "folder:"}, "Did you mean folder:/path"),
         ({"channels": 4}, "data.channels=4"),
         ({"fit": "crp"}, "Did you mean crop"),

@@ -1,0 +1,30 @@
+"""Dense: segment drawn scenes and tell their depth with one linear layer on feature maps.
+
+    python -m ssl_jax.main --config configs/dense.py --config.checkpoint=runs/quickstart
+
+Expected: not yet measured.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from ssl_jax.evaluate import probing
+
+
+def get_config() -> ConfigDict:
+    """DINOv2's linear protocol; see ssl_jax/evaluate/dense.py for what differs."""
+    c = probing.defaults("dense")
+    c.task = "both"  # segment | depth | both
+    c.stage = config_dict.placeholder(int)  # stage of a ResNet, block of a ViT; None: the last
+    c.seed = 0  # of the hold-out and the order of the images
+    c.batch = 100  # images at a time over all devices, where nothing is learned
+    c.train_examples = 2_000
+    c.test_examples = 500
+    c.cache_bytes = 2**30  # maps kept in memory, of each split; beyond, encoded at every pass
+    c.learning_rates = (1e-3, 3e-3, 1e-2)  # of segmentation; official: 1e-3
+    c.weight_decays = (1e-4, 1e-2)  # of segmentation; official: 1e-4
+    c.epochs = 10.0  # of segmentation
+    c.step_batch = 16  # images of a step of segmentation, as official
+    c.ridges = tuple(10.0**power for power in range(-5, 2))  # of depth
+    c.data.source = "scenes"
+    c.data.size = config_dict.placeholder(int)  # None: as the run's probes see images
+    return c
