@@ -165,7 +165,7 @@ def finetune(config: ConfigDict, o: probing.Opened) -> dict[str, Any]:
             f"{plan.facts.total_steps:,} steps of {plan.facts.batch}; workdir {o.folder}"
         )
         print(*plan.lines, sep="\n")
-    with checkpoint.open_manager(o.folder / "checkpoints", 1) as manager:
+    with checkpoint.open_manager(o.folder / "checkpoints", 2) as manager:
         claim(config, o, plan.facts, manager)
         state, start = begin(config, o, plan, manager)
         state, done = learn(config, o, plan, state, start, manager)
