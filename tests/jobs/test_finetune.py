@@ -16,8 +16,7 @@ from ssl_jax import augment, checkpoint, models, parallel
 from ssl_jax import config as configs
 from ssl_jax.augment.erasing import Erasing
 from ssl_jax.augment.mixing import Mixing, soft_targets
-from ssl_jax.errors import UserError
-from ssl_jax.evaluate import encoder, lowshot
+from ssl_jax.evaluate import encoder
 from ssl_jax.jobs import finetune
 from ssl_jax.methods.protocol import Context
 from ssl_jax.report import logs
@@ -255,26 +254,6 @@ def test_the_loss_by_hand():
     assert not np.allclose(
         after["batch_stats"]["bn1"]["mean"], state["batch_stats"]["bn1"]["mean"], atol=1e-4
     )
-
-
-def test_a_share_of_the_labels_is_balanced_nested_and_fixed():
-    labels = np.random.default_rng(0).permutation(
-        np.repeat([0, 1, 2, 3, -1], [1000, 100, 30, 1, 50])
-    )
-    one, ten = lowshot.fraction(labels, 0.01, 0), lowshot.fraction(labels, 0.1, 0)
-    np.testing.assert_array_equal(np.bincount(labels[one]), [10, 1, 1, 1])  # at least one
-    np.testing.assert_array_equal(np.bincount(labels[ten]), [100, 10, 3, 1])
-    assert set(one) < set(ten) and (np.diff(ten) > 0).all() and ten.dtype == np.int64
-    np.testing.assert_array_equal(lowshot.fraction(labels, 0.1, 0), ten)
-    assert not np.array_equal(lowshot.fraction(labels, 0.1, 1), ten)
-    np.testing.assert_array_equal(lowshot.fraction(labels, 1.0, 7), np.flatnonzero(labels >= 0))
-    rows = np.flatnonzero(labels == 1)  # the rule, written out
-    order = np.random.Generator(np.random.Philox([5, 1])).permutation(100)
-    picked = lowshot.fraction(labels, 0.2, 5)
-    np.testing.assert_array_equal(picked[labels[picked] == 1], np.sort(rows[order[:20]]))
-    for bad, share in ((labels, 0.0), (labels, 1.1), (np.full(3, -1), 0.5)):
-        with pytest.raises(UserError):
-            lowshot.fraction(bad, share, 0)
 
 
 def test_the_presets_are_the_official_numbers():
