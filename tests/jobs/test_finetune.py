@@ -182,7 +182,7 @@ def test_a_vit_drops_the_same_paths_on_any_devices():
             views = method.views(key, jax.tree.map(lambda x: x[0], batch), ctx)
             return state, parallel.pmean(method.loss(*state, views, ctx)[0], axis)
 
-        state = method.init(key, {"image": jnp.zeros((2, 8, 8, 1))})
+        state = jax.jit(method.init)(key, {"image": jnp.zeros((2, 8, 8, 1))})
         split = jax.tree.map(lambda x: x[None], batch)
         losses[rate] = float(jax.jit(functools.partial(step, axis=None))(state, split)[1])
         mesh = parallel.mesh()
@@ -233,11 +233,10 @@ def test_the_loss_by_hand():
     x = jax.random.normal(jax.random.key(0), (6, 8, 8, 1))
     labels = jnp.asarray([0, 1, 2, 0, 1, -1])
     views = {"image": x, "target": soft_targets(labels, 3, 0.1), "label": labels}
-    params, state = method.init(jax.random.key(1), views)
+    params, state = jax.jit(method.init)(jax.random.key(1), views)
     ctx = Context(jnp.int32(0), jnp.int32(0), jnp.zeros(()), jax.random.key(2), None)
-    (value, (after, metrics)), grads = jax.value_and_grad(method.loss, has_aux=True)(
-        params, state, views, ctx
-    )
+    graded = jax.value_and_grad(lambda p: method.loss(p, state, views, ctx), has_aux=True)
+    (value, (after, metrics)), grads = jax.jit(graded)(params)
     variables = {"params": params["encoder"], **state}
     features, _ = model.apply(variables, x, train=True, mutable=["batch_stats"])
     scores = np.asarray(features) @ params["head"]["kernel"] + params["head"]["bias"]
