@@ -16,6 +16,7 @@ JOBS = {
     "linear": "train a linear classifier on a checkpoint's features",
     "knn": "classify with the nearest neighbours of a checkpoint's features",
     "lowshot": "the same with 1 % and 10 % of the labels, and with 1, 5, 10 a class",
+    "finetune": "train a checkpoint's whole network with labels",
     "transfer": "probe one encoder on several data sets, one table",
     "dense": "segment scenes and tell their depth with a linear layer on feature maps",
     "retrieve": "find the nearest images; recall@k and a picture",

@@ -1,0 +1,465 @@
+"""Fine-tuning: the whole network of a checkpoint trained with labels. Read it top to bottom."""
+
+import contextlib
+import functools
+import json
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from ssl_jax import augment, checkpoint, host, models, parallel, workdir
+from ssl_jax import config as configs
+from ssl_jax.augment.erasing import Erasing
+from ssl_jax.augment.mixing import MODES, Mixing
+from ssl_jax.data import loader
+from ssl_jax.data.protocol import Source
+from ssl_jax.errors import UserError, near_misses
+from ssl_jax.evaluate import accuracy, encoder, lowshot, probing, representation
+from ssl_jax.jobs.pretrain import EXIT_STOPPED, stop_requested
+from ssl_jax.methods.protocol import Run
+from ssl_jax.report import console, logs
+from ssl_jax.train import layer_decay, loop, optimizers, rules, schedules, supervised
+from ssl_jax.train.state import TrainState, make_create
+from ssl_jax.train.step import make_step
+
+# Besides those of pretraining (config.py): fields that may differ when a training is continued.
+FREE_ON_RESUME = ("monitor_every", "checkpoint_every")
+SHOWN = (("loss", "loss", "{:.3f}"), ("train_top1", "train top-1", "{:.1%}"))
+
+
+class Plan(NamedTuple):
+    """A fine-tuning before its first step.
+
+    Attributes:
+      source: the labelled images, as often as it takes to fill a batch.
+      labelled: how many different ones.
+      facts: static facts of the training.
+      create: key -> TrainState with fresh parameters.
+      step: compiled step.
+      predict: compiled network in evaluation mode.
+      lines: what the optimizer does, for the log.
+    """
+
+    source: Source
+    labelled: int
+    facts: Run
+    create: Any
+    step: Any
+    predict: Any
+    lines: list[str]
+
+
+def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
+    """Trains encoder and head of every checkpoint with labels; the last state is judged.
+
+    A training lives in RUN/finetune, or RUN/finetune_scratch, RUN/finetune_0.1 (a share of the
+    labels), …_holdout: result.json, metrics.jsonl, checkpoints/, job.json. Started again, it
+    continues.
+
+    Args:
+      config: `probing.defaults('finetune')` and the fields of configs/finetune.py.
+      cluster: the processes of the job.
+      name: of the config; not used.
+
+    Returns:
+      exit code 0. (Asked to stop, it saves and exits with EXIT_STOPPED.)
+
+    Raises:
+      UserError: a field that cannot be, another training in the folder, a loss that is not
+        finite, and see `probing.each`.
+    """
+    check(config)
+    config.job = folder_name(config)
+    return probing.each(config, cluster, functools.partial(finetune, config))
+
+
+def folder_name(config: ConfigDict) -> str:
+    """'finetune', and what sets a training apart: _scratch, the share of labels, _holdout."""
+    parts = ["finetune"]
+    parts += ["scratch"] if config.scratch else []
+    parts += [f"{config.labels:g}"] if config.labels < 1 else []
+    parts += ["holdout"] if config.split == "holdout" else []
+    return "_".join(parts)
+
+
+def check(config: ConfigDict) -> None:
+    """Checks the fields of this job.
+
+    Raises:
+      UserError: the first field that cannot be right.
+    """
+    if config.steps is None and config.epochs is None:
+        raise UserError("neither --config.steps nor --config.epochs is set; set one of them")
+    if (config.steps if config.steps is not None else config.epochs) <= 0:
+        raise UserError("--config.steps or --config.epochs must be above 0")
+    for field in ("batch", "accumulate", "log_every"):
+        if config[field] < 1:
+            raise UserError(f"--config.{field} is {config[field]}; it must be at least 1")
+    if config.batch % config.accumulate:
+        raise UserError(
+            f"--config.batch={config.batch} is not a multiple of "
+            f"--config.accumulate={config.accumulate}"
+        )
+    for field, value, low, high in (
+        ("labels", config.labels, 0, 1),
+        ("layer_decay", config.layer_decay, 0, 1),
+    ):
+        if not low < value <= high:
+            raise UserError(f"--config.{field} is {value}; it must be above {low}, at most {high}")
+    for field in ("erasing.probability", "mixing.probability", "mixing.switch"):
+        group, leaf = field.split(".")
+        if not 0 <= config[group][leaf] <= 1:
+            raise UserError(f"--config.{field} is {config[group][leaf]}; it must be from 0 to 1")
+    if not 0 <= config.label_smoothing < 1:
+        raise UserError(
+            f"--config.label_smoothing is {config.label_smoothing}; it must be from 0 to below 1"
+        )
+    for field in ("mixup", "cutmix"):
+        if config.mixing[field] < 0:
+            raise UserError(
+                f"--config.mixing.{field} is {config.mixing[field]}; it must not be negative"
+            )
+    for field, value, known in (
+        ("parallel", config.parallel, parallel.MODES),
+        ("mixing.mode", config.mixing.mode, MODES),
+        ("head", config.head, supervised.HEADS),
+        ("interpolation", config.interpolation, ("bilinear", "bicubic")),
+    ):
+        if value not in known:
+            raise UserError(f"--config.{field} is {value!r}.{near_misses(value, known)}")
+    for pattern in config.fresh:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(
+                f"--config.fresh: {pattern!r} is no regular expression: {error}"
+            ) from None
+
+
+def finetune(config: ConfigDict, o: probing.Opened) -> dict[str, Any]:
+    """Trains, or continues, one run and judges its last state.
+
+    Args:
+      config: of the job.
+      o: the run.
+
+    Returns:
+      what result.json says: 'finetune_top1', 'finetune_top5' in [0, 1] and what was done.
+
+    Raises:
+      UserError: see `run`.
+    """
+    if workdir.read_config(o.folder) is not None:
+        raise UserError(f"{o.folder} holds a pretraining run; choose another --workdir")
+    plan = assemble(config, o)
+    leader = jax.process_index() == 0
+    if leader:
+        start_from = "fresh parameters" if config.scratch else f"step {o.restored.step:,}"
+        print(
+            f"{config.job} of {o.run} from {start_from}: {plan.labelled:,} labelled images, "
+            f"{plan.facts.total_steps:,} steps of {plan.facts.batch}; workdir {o.folder}"
+        )
+        print(*plan.lines, sep="\n")
+    with checkpoint.open_manager(o.folder / "checkpoints", 2) as manager:
+        claim(config, o, plan.facts, manager)
+        state, start = begin(config, o, plan, manager)
+        state, done = learn(config, o, plan, state, start, manager)
+        checkpoint.save(manager, state)
+    if done < plan.facts.total_steps:
+        if leader:
+            print(f"stopped and saved at step {done}; the same command continues")
+        raise SystemExit(EXIT_STOPPED)
+    scores, labels = judge(config, o, plan, state)
+    return {
+        "finetune_top1": accuracy.top(scores, labels, 1),
+        "finetune_top5": accuracy.top(scores, labels, 5),
+        "labels": config.labels,
+        "scratch": bool(config.scratch),
+        "train_examples": plan.labelled,
+        "steps": plan.facts.total_steps,
+        "batch": plan.facts.batch,
+        "finetune_seed": config.seed,
+    }
+
+
+def assemble(config: ConfigDict, o: probing.Opened) -> Plan:
+    """Picks the labelled images, makes network, optimizer and step; compiles lazily.
+
+    Raises:
+      UserError: a field of model, view or optimizer that cannot be, or a batch that the devices
+        cannot share.
+    """
+    saved = o.restored.saved.config
+    model = models.make(network_of(config, saved))
+    see = saved.evaluate
+    view = {**config.view, "mean": tuple(see.mean), "std": tuple(see.std)}
+    recipe = supervised.Recipe(
+        policy=augment.make("none", see.size, **view),
+        erasing=Erasing(config.erasing.probability),
+        mixing=Mixing(**config.mixing),
+        label_smoothing=config.label_smoothing,
+        head=config.head,
+    )
+    method = supervised.make(model, o.classes, recipe)
+
+    micro, whole = config.batch // config.accumulate, jax.device_count() * method.block
+    if micro % whole:
+        raise UserError(
+            f"--config.batch={config.batch} in {config.accumulate} micro-batch(es) does not divide "
+            f"over {jax.device_count()} devices{' in pairs' if method.block == 2 else ''}; choose "
+            f"a multiple of {whole * config.accumulate}"
+        )
+    rows = labelled_rows(o.learn, config.labels, config.labels_seed)
+    labelled = len(rows)
+    if labelled < config.batch:  # repeated until they fill a batch; every copy has its own noise
+        rows = np.tile(rows, -(-config.batch // labelled))
+    read = o.learn.source.read
+    source = o.learn.source._replace(examples=len(rows), read=lambda i: read(rows[i]))
+    per_epoch = len(rows) // config.batch
+    total = config.steps if config.steps is not None else round(config.epochs * per_epoch)
+    facts = Run(len(rows), config.batch, per_epoch, max(total, 1))
+
+    shape = (micro // jax.device_count(), *source.shape)
+    blank = {
+        "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
+        "index": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+        "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+    }
+    rule = config.optimizer.to_dict()
+    if config.head_learning_rate is not None:
+        rule["groups"] = {**rule["groups"], "head": {"learning_rate": config.head_learning_rate}}
+    counts = {
+        "batch": facts.batch,
+        "steps_per_epoch": facts.steps_per_epoch,
+        "total_steps": facts.total_steps,
+    }
+    # Fresh layers near the image must learn as fast as the others.
+    decay = 1.0 if config.scratch else config.layer_decay
+
+    def optimizer_of(params):
+        made = optimizers.make(rule, params, method.labels(params), **counts)
+        return optax.chain(made, layer_decay.scale_by_layer(layer_decay.scales(params, decay)))
+
+    create = make_create(method, optimizer_of, blank)
+    params = jax.eval_shape(create, jax.random.key(config.seed)).params
+    lines = optimizers.describe(rule, params, method.labels(params), **counts)
+    factors = jax.tree.leaves(layer_decay.scales(params, decay))
+    lines.append(f"layer decay {decay:g}: updates × {min(factors):.3g} (stem) … {max(factors):g}")
+    step = make_step(method, optimizer_of(params), facts, schedules.make(rule, **counts))
+
+    def fixed_view(images):
+        return augment.evaluate(
+            images, see.size, see.mean, see.std, see.crop_fraction, config.interpolation
+        )
+
+    return Plan(
+        source=source,
+        labelled=labelled,
+        facts=facts,
+        create=jax.jit(create, out_shardings=parallel.replicated(o.mesh)),
+        step=parallel.compile_step(step, o.mesh, config.parallel),
+        predict=supervised.compile_predict(model, o.mesh, fixed_view),
+        lines=lines,
+    )
+
+
+def network_of(config: ConfigDict, saved: ConfigDict) -> dict[str, Any]:
+    """`config.model` of the run, with the changes of this job.
+
+    What pretraining did to a part of the network ends here: BN takes its statistics over the whole
+    batch (MoCo's groups of rows were to keep the match from the keys), and the patch embedding
+    learns (MoCo v3 froze it).
+    """
+    changes = {name: value for name, value in config.model.items() if value is not None}
+    model = {**saved.model.to_dict(), **changes}
+    for name, value in (("group", None), ("freeze_patch", False)):
+        if name in model:
+            model[name] = value
+    return model
+
+
+def labelled_rows(part: representation.Part, share: float, seed: int) -> np.ndarray:
+    """The rows to learn from: all of them, or a fixed list of `share` of every class.
+
+    The list needs all labels, so all images of the part are read once where share < 1.
+
+    Returns:
+      int64 [n], ascending.
+
+    Raises:
+      UserError: see `lowshot.fraction`.
+    """
+    if share == 1:
+        return part.rows
+    picked = part.source._replace(
+        examples=len(part.rows), read=lambda i: part.source.read(part.rows[i])
+    )
+    with loader.in_order(picked, batch=1_000) as batches:
+        labels = np.concatenate([b["label"] for b in batches])[: len(part.rows)]
+    return part.rows[lowshot.fraction(labels, share, seed)]
+
+
+def claim(config: ConfigDict, o: probing.Opened, facts: Run, manager) -> None:
+    """Writes job.json, or finds the one of the same training.
+
+    A training that has not saved anything yet gives way to another.
+
+    Raises:
+      UserError: the folder holds a checkpoint of another fine-tuning.
+    """
+    file = o.folder / "job.json"
+    own = {
+        "config": json.loads(configs.to_json(config)),
+        "run": str(o.run.resolve()),
+        "step": o.restored.step,
+        "data": o.learn.source.name,
+        "images": facts.examples,
+    }
+    if manager.latest_step() is not None:
+        try:
+            there = json.loads(file.read_text())
+            changed = configs.differences(ConfigDict(there["config"]), ConfigDict(own["config"]))
+            changed += [name for name in own if name != "config" and there[name] != own[name]]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{file} is damaged ({type(error).__name__}: {error}); choose another --workdir"
+            ) from None
+        changed = [name for name in changed if name not in FREE_ON_RESUME]
+        if changed:
+            raise UserError(
+                f"{o.folder} holds a fine-tuning that differs in {', '.join(changed)}; choose "
+                "another --workdir, or the same values to continue it"
+            )
+    elif jax.process_index() == 0:
+        workdir.write_json(file, own)
+
+
+def begin(config: ConfigDict, o: probing.Opened, plan: Plan, manager) -> tuple[TrainState, int]:
+    """The newest checkpoint of this training, or the encoder of the run and a fresh head.
+
+    Returns:
+      (state on all devices, steps done).
+
+    Raises:
+      UserError: `fresh` names no parameter.
+    """
+    whole = parallel.replicated(o.mesh)
+    latest = manager.latest_step()
+    if latest is not None:
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+            jax.eval_shape(plan.create, jax.random.key(config.seed)),
+        )
+        return checkpoint.restore(manager, latest, like), latest
+    state = plan.create(jax.random.key(config.seed))
+    if config.scratch:
+        return state, 0
+    learned = o.restored.variables
+    names = [rules.name_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(learned["params"])]
+    for pattern in config.fresh:
+        if not any(re.search(pattern, name) for name in names):
+            raise UserError(f"--config.fresh: the encoder has no parameter that fits {pattern!r}")
+    keep = rules.outside(tuple(config.fresh), learned["params"])
+
+    def adopt(state, learned):  # copies: the first step donates the state
+        params = jax.tree.map(
+            lambda kept, old, new: jnp.copy(old if kept else new),
+            keep,
+            learned["params"],
+            state.params["encoder"],
+        )
+        stats = jax.tree.map(jnp.copy, learned["batch_stats"])
+        return state._replace(
+            params={**state.params, "encoder": params}, state={"batch_stats": stats}
+        )
+
+    return jax.jit(adopt, out_shardings=whole)(state, learned), 0
+
+
+def learn(
+    config: ConfigDict, o: probing.Opened, plan: Plan, state: TrainState, start: int, manager
+) -> tuple[TrainState, int]:
+    """The training loop with its logs and checkpoints.
+
+    Returns:
+      (state, steps done).
+
+    Raises:
+      UserError: a loss or gradient that is not finite.
+    """
+    total, leader = plan.facts.total_steps, jax.process_index() == 0
+    if start >= total:
+        return state, start
+    batches = loader.batches(
+        plan.source,
+        seed=config.seed,
+        batch=config.batch,
+        accumulate=config.accumulate,
+        start=start,
+        stop=total,
+        process=o.cluster.process,
+        processes=o.cluster.processes,
+    )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(batches)
+        stop = stack.enter_context(stop_requested(o.cluster))
+        if leader:
+            file = stack.enter_context(logs.Metrics(o.folder / "metrics.jsonl", start + 1))
+            progress = stack.enter_context(console.Progress(total, config.batch, start, SHOWN))
+
+        def log(done, metrics):
+            if leader:
+                file.write(done, {"epoch": done / plan.facts.steps_per_epoch, **metrics})
+                progress.update(done, metrics)
+            if metrics["skipped"]:
+                raise UserError(
+                    f"loss or gradient were not finite by step {done} of {total}; lower "
+                    "--config.optimizer.learning_rate or set --config.optimizer.clip_norm"
+                )
+
+        def monitor(now):
+            scores, labels = judge(config, o, plan, now)
+            if leader:
+                file.write(int(now.step), {"finetune_top1": accuracy.top(scores, labels, 1)})
+
+        def device_batches():
+            for batch in batches:
+                k = config.accumulate
+                split = {name: x.reshape(k, -1, *x.shape[1:]) for name, x in batch.items()}
+                yield parallel.put_batch(split, o.mesh, config.parallel)
+
+        return loop.train(
+            plan.step,
+            state,
+            device_batches(),
+            start=start,
+            stop=total,
+            rows=config.batch,
+            every=loop.Every(config.log_every, config.monitor_every, config.checkpoint_every),
+            hooks=loop.Hooks(
+                log=log,
+                monitor=monitor,
+                checkpoint=lambda now: checkpoint.save(manager, now),
+                stop=stop,
+            ),
+        )
+
+
+def judge(
+    config: ConfigDict, o: probing.Opened, plan: Plan, state: TrainState
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and labels of the rows to be judged on.
+
+    Returns:
+      float32 [m, classes] and int32 [m].
+    """
+    variables = {
+        "encoder": {"params": state.params["encoder"], **state.state},
+        "head": state.params["head"],
+    }
+    return encoder.extract(plan.predict, variables, *o.judge, config.batch, o.cluster)

@@ -1,0 +1,152 @@
+"""Supervised training of a whole network, as the tuple of functions that the step takes.
+
+    crop, flip … → random erasing → mixup or CutMix → encoder → linear head → cross-entropy
+
+The same step, loop, optimizers and checkpoints as pretraining's then train it (train/step.py).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssl_jax import augment, parallel
+from ssl_jax.augment.erasing import Erasing, erase
+from ssl_jax.augment.mixing import Mixing, mix, soft_targets
+from ssl_jax.methods.protocol import Method
+from ssl_jax.models import linear, network
+
+
+class Recipe(NamedTuple):
+    """How images, labels and the head are treated.
+
+    Attributes:
+      policy: the random view.
+      erasing: after it.
+      mixing: after that.
+      label_smoothing: s in [0, 1).
+      head: key of HEADS.
+    """
+
+    policy: augment.Policy
+    erasing: Erasing
+    mixing: Mixing
+    label_smoothing: float
+    head: str
+
+
+def _zeros(key, d, classes):
+    return {"kernel": jnp.zeros((d, classes)), "bias": jnp.zeros(classes)}
+
+
+def _mae(key, d, classes):
+    return {"kernel": 2e-5 * jax.random.normal(key, (d, classes)), "bias": jnp.zeros(classes)}
+
+
+def _torch(key, d, classes):
+    kernel_init, bias_init = linear.initializers("torch", d, classes)
+    kernel_key, bias_key = jax.random.split(key)
+    return {
+        "kernel": kernel_init(kernel_key, (d, classes)),
+        "bias": bias_init(bias_key, (classes,)),
+    }
+
+
+# Initial values of the head: (key, d, classes) -> {'kernel': [d, classes], 'bias': [classes]}.
+# 'mae': N(0, 2e-5²) (main_finetune.py; its trunc_normal_ cuts at ±2, which cuts nothing).
+# 'torch': nn.Linear's own (SwAV's eval_semisup.py).
+HEADS = {"zeros": _zeros, "mae": _mae, "torch": _torch}
+
+
+def is_mixed(mixing: Mixing) -> bool:
+    """Whether there is anything to mix."""
+    return mixing.probability > 0 and (mixing.mixup > 0 or mixing.cutmix > 0)
+
+
+def make(model: nn.Module, classes: int, recipe: Recipe) -> Method:
+    """Training of encoder and head with soft-target cross-entropy.
+
+        loss = mean_i −Σ_c t_ic log softmax(head(encoder(x_i)))_c
+
+    Parameters are {'encoder': …, 'head': {'kernel', 'bias'}}, the state is {'batch_stats': …}. BN
+    uses and updates batch statistics, over all devices. A row without label (-1) has no loss but
+    counts in the mean.
+
+    Args:
+      model: an encoder of `models.make`, axis None.
+      classes: number of classes.
+      recipe: see `Recipe`.
+    """
+    mixed = is_mixed(recipe.mixing)
+
+    def views(key, batch, ctx):
+        crop_key, erase_key, mix_key = (jax.random.fold_in(key, i) for i in range(3))
+        image = augment.crops((recipe.policy,), crop_key, batch["image"], ctx.axis)[:, 0]
+        if recipe.erasing.probability:
+            keys = parallel.example_keys(erase_key, len(image), ctx.axis)
+            image = erase(recipe.erasing, keys, image)
+        target = soft_targets(batch["label"], classes, recipe.label_smoothing)
+        if mixed:
+            image, target = mix(recipe.mixing, mix_key, image, target, ctx.axis)
+        return {"image": image, "target": target, "label": batch["label"]}
+
+    def init(key, views):
+        encoder_key, head_key = jax.random.split(key)
+        made, features = network.create(model, encoder_key, views["image"])
+        head = HEADS[recipe.head](head_key, features.shape[-1], classes)
+        return {"encoder": made["params"], "head": head}, {"batch_stats": made["batch_stats"]}
+
+    def loss(params, state, views, ctx):
+        # For DropPath. (`views` took the children 0, 1 and 2 of this key.)
+        keys = jax.random.fold_in(ctx.key, 3)
+        keys = parallel.example_keys(keys, len(views["image"]), ctx.axis)
+        features, stats = network.forward(
+            model, params["encoder"], state["batch_stats"], views["image"], ctx.axis, keys=keys
+        )
+        scores = logits(params["head"], features)
+        value = jnp.mean(optax.losses.softmax_cross_entropy(scores, views["target"]))
+        right = jnp.argmax(scores, 1) == views["label"]
+        return value, ({"batch_stats": stats}, {"train_top1": jnp.mean(right)})
+
+    return Method(
+        views=views,
+        init=init,
+        loss=loss,
+        after_step=lambda params, state, ctx: (params, state),
+        labels=lambda params: {
+            name: jax.tree.map(lambda _, name=name: name, part) for name, part in params.items()
+        },
+        encoder=lambda params, state: {"params": params["encoder"], **state},
+        block=2 if mixed else 1,
+    )
+
+
+def logits(head: Any, features: jax.Array) -> jax.Array:
+    """features [b, d] @ kernel [d, classes] + bias, float32 [b, classes]."""
+    return features @ head["kernel"] + head["bias"]
+
+
+def compile_predict(
+    model: nn.Module, mesh, see: Callable[[jax.Array], jax.Array]
+) -> Callable[[Any, Any], dict[str, jax.Array]]:
+    """Compiles the network in evaluation mode over all devices.
+
+    Args:
+      model: as for `make`.
+      mesh: from `parallel.mesh()`.
+      see: uint8 [b, H, W, C] -> float32 [b, s, s, C], the fixed view.
+
+    Returns:
+      what `evaluate.encoder.extract` takes, with scores [b, classes] in place of features; its
+      variables are {'encoder': variables, 'head': …}.
+    """
+
+    def predict(variables, rows):
+        features = model.apply(variables["encoder"], see(rows["image"]), train=False)
+        scores = logits(variables["head"], features)
+        return {"image": scores, "label": rows["label"], "valid": rows["index"] >= 0}
+
+    return parallel.compile_rows(predict, mesh)
