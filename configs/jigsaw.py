@@ -95,8 +95,9 @@ def digits() -> ConfigDict:
     """SimCLR's digits with Jigsaw: nine tiles of 10 pixels, 100 orders.
 
     A layer for each tile before they are joined, and nearly the whole digit in view: chosen on a
-    hold-out of train (docs/results.md, which also says that it stays behind raw pixels). A digit is enlarged to 36 pixels, for probing as well, and there normalised by the mean and
-    deviation of MNIST, as the tiles are by their own. Tiles of the black border are all alike.
+    hold-out of train (docs/results.md, which also says that it stays behind raw pixels). A digit is
+    enlarged to 36 pixels, for probing as well, and there normalised by the mean and deviation of
+    MNIST, as the tiles are by their own. Tiles of the black border are all alike.
     """
     c, _ = configs.load("configs/simclr.py:digits")
     c.epochs = 15.0
