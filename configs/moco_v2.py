@@ -88,14 +88,15 @@ def peer() -> ConfigDict:
     """The peer's setting (lightly): 256 → 128, τ 0.2, a bank of 1,024.
 
     BatchNorm over the whole batch, as on the one device of the peer, where a shuffle is without
-    effect. A BatchNorm without parameters at the end of the projector and momentum 0.96 (there
-    none, and 0.99) were chosen on a hold-out of train (docs/results.md).
+    effect. A BatchNorm without parameters at the end of the projector, momentum 0.96 (there none,
+    and 0.99) and the rate were chosen on a hold-out of train (docs/results.md).
     """
     c, _ = configs.load("configs/simclr.py:peer")
     c.method = digits().method
     c.method.group, c.method.shuffle = 0, 1
     c.method.projector.norms = ("none", "plain")
     c.method.momentum = 0.96
+    c.optimizer.learning_rate = 5e-3
     return c
 
 
