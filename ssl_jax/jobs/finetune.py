@@ -105,12 +105,9 @@ def check(config: ConfigDict) -> None:
             f"--config.batch={config.batch} is not a multiple of "
             f"--config.accumulate={config.accumulate}"
         )
-    for field, value, low, high in (
-        ("labels", config.labels, 0, 1),
-        ("layer_decay", config.layer_decay, 0, 1),
-    ):
-        if not low < value <= high:
-            raise UserError(f"--config.{field} is {value}; it must be above {low}, at most {high}")
+    for field in ("labels", "layer_decay"):
+        if not 0 < config[field] <= 1:
+            raise UserError(f"--config.{field} is {config[field]}; it must be above 0, at most 1")
     for field in ("erasing.probability", "mixing.probability", "mixing.switch"):
         group, leaf = field.split(".")
         if not 0 <= config[group][leaf] <= 1:
