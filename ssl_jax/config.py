@@ -89,7 +89,7 @@ def defaults() -> ConfigDict:
     c.checkpoint.every_steps = 1_000
     c.checkpoint.keep = 2  # newest; the best by kNN is kept besides
 
-    c.report = True  # pictures at the end
+    c.report = True  # report/: pictures and an HTML page at the end
     return c
 
 

@@ -1,7 +1,6 @@
 """From metrics to charts: dictionaries that page.js draws.
 
-A chart is {'title', 'unit', 'series', 'lines', 'zero', 'log', 'area',
-'double'}:
+A chart is {'title', 'unit', 'series', 'lines'} and, where true, 'zero', 'log', 'area', 'double':
 
     series  [{'name', 'color': number of a colour, 'x': [..], 'y': [.., null where not finite],
               'faint': drawn weakly, 'low', 'high': [..], a band}]
