@@ -7,7 +7,7 @@
 Expected:
     imagenet  not yet measured; no number that we could check was published for this recipe
     cifar10   there is no published recipe, so no number; not yet measured
-    digits    not yet measured
+    digits    kNN 73.2 ± 3.0, linear 82.5 ± 3.2 (measured, seeds 0–2: docs/results.md)
 
 Ablations:
     --config.method.permutations=100        or 2,000, or 10,000 (VISSL; Goyal et al. 2019)
