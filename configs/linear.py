@@ -51,8 +51,8 @@ def sgd() -> ConfigDict:
     c = lbfgs()
     c.solver = "sgd"
     c.sgd.batch_norm = True
-    c.sgd.learning_rates = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-    c.sgd.weight_decays = (0.0, 1e-4, 1e-3, 1e-2)
+    c.sgd.learning_rates = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    c.sgd.weight_decays = (0.0, 1e-5, 1e-4, 1e-3)
     return c
 
 
