@@ -6,8 +6,12 @@ import pathlib
 # Tiny networks compile for seconds and run for milliseconds: with fewer of LLVM's passes, without
 # the newer fusions, the suite is quicker. XLA_FLAGS= (empty) tests what users compile. (Level 0 is
 # quicker still, but its rounding differs between compilations by more than some tests bear.)
+# Four devices on a busy machine can wait for each other longer than the 40 s after which XLA aborts
+# the process.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
 
 import jax  # noqa: E402
