@@ -11,7 +11,17 @@ with RUN the workdir of a run on the digits (runs/quickstart), and for ImageNet 
 With a share of the labels: --config.labels=0.1. The supervised baseline, the same network and
 recipe from fresh parameters: --config.scratch=True.
 
-Expected: MEASURE
+Expected:
+    digits               top-1 on the hold-out (800 training images, --config.split=holdout), where
+                         the learning rate was chosen among 3e-4, 1e-3 and 3e-3 (nothing else was
+                         tuned); one seed, two CPU cores.
+                         Encoder of configs/barlow_twins.py:digits: 98.5 with all labels, 98.0 with
+                         10%, 87.9 with 1% (30 images); from scratch with all labels 98.5, no less.
+                         Encoder of configs/mae.py:digits, 300 steps, all labels: 94.5
+    mae_vit_base         83.57 ± 0.08, 4 seeds, after 1,600 epochs of MAE and with RandAugment
+                         (cited: FINETUNE.md of facebookresearch/mae; not yet measured here)
+    resnet50_semi_1pct   53.9, after 800 epochs of SwAV (cited: Caron et al. 2020 with
+    resnet50_semi_10pct  70.2  the code's best epoch on test; not yet measured here)
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -77,7 +87,7 @@ def digits() -> ConfigDict:
     c.label_smoothing = 0.1
     c.layer_decay = 0.75
     c.optimizer.name = "adamw"
-    c.optimizer.learning_rate = 1e-3
+    c.optimizer.learning_rate = 3e-3
     c.optimizer.warmup_fraction = 0.1
     c.optimizer.weight_decay = 0.05
     return c
