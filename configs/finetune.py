@@ -20,8 +20,7 @@ Expected:
                          Encoder of configs/mae.py:digits, 300 steps, all labels: 94.5
     mae_vit_base         83.57 ± 0.08, 4 seeds, after 1,600 epochs of MAE and with RandAugment
                          (cited: FINETUNE.md of facebookresearch/mae; not yet measured here)
-    resnet50_semi_1pct   53.9, after 800 epochs of SwAV (cited: Caron et al. 2020 with
-    resnet50_semi_10pct  70.2  the code's best epoch on test; not yet measured here)
+    resnet50_semi_*      not yet measured
 """
 
 from ml_collections import ConfigDict, config_dict
