@@ -2,7 +2,12 @@
 
     python -m ssl_jax.main --config configs/lowshot.py --config.checkpoint=runs/quickstart
 
-Expected: EXPECTED
+Expected, on 1,000 test digits, linear / kNN, mean ± sd of the five draws (measured with a run of
+configs/barlow_twins.py:digits, seed 0, which has 97.6 / 96.6 with all 4,000 labels):
+
+     1 %     91.6 ± 1.9    88.4 ± 2.5        1 a class   76.3 ± 2.1    78.0 ± 1.9
+    10 %     95.3 ± 0.8    94.3 ± 0.5        5 a class   92.2 ± 1.4    89.2 ± 1.8
+                                            10 a class   94.2 ± 1.2    91.8 ± 1.2
 
 Another data set: --config.data.source=tfds:name. A list is a function of the labels and a seed, so
 it is the same for every checkpoint; fine-tuning on the first draw's lists: configs/finetune.py.
