@@ -8,8 +8,8 @@ No training and no labels needed; with labels, kNN and tolerance as well. Over s
 how each number goes with kNN; give them one `policy`, so that they see the same views.
 Writes result.json and analyze.png.
 
-Expected: for configs/barlow_twins.py:digits, seed 0, the run's own views: alignment 0.17, uniformity
--0.99, tolerance 0.86, effective rank 40 (measured).
+Expected: for configs/barlow_twins.py:digits, seed 0, the run's own views: alignment 0.17,
+uniformity -0.99, tolerance 0.86, effective rank 40 (measured).
 """
 
 from ml_collections import ConfigDict
