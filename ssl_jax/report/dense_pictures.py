@@ -43,7 +43,7 @@ def sheet(
         rows += [("true depth", depths[0], style), ("predicted depth", depths[1], style)]
     n, side = len(images), 1.45
     height = side * len(rows) + 0.35 * bool(title) + 0.35 * (masks is not None)
-    with pictures._figure(path, side * n + 0.95, height, title, pad=0.03) as figure:
+    with pictures.canvas(path, side * n + 0.95, height, title, pad=0.03) as figure:
         axes = figure.subplots(len(rows), n, squeeze=False)
         for line, (name, panels, style) in zip(axes, rows, strict=True):
             for ax, panel in zip(line, panels, strict=True):

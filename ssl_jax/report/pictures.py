@@ -79,7 +79,7 @@ def curves(
         raise ValueError("curves: none of the panels' keys is in the records")
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
-    with _figure(path, 4.0 * columns, 2.7 * rows + 0.35 * bool(title), title) as figure:
+    with canvas(path, 4.0 * columns, 2.7 * rows + 0.35 * bool(title), title) as figure:
         for index, panel in enumerate(panels):
             _curve(figure.add_subplot(rows, columns, index + 1), records, panel)
 
@@ -102,7 +102,7 @@ def views_sheet(
       title: above all.
     """
     n, v = views.shape[:2]
-    with _figure(path, 1.05 * (v + 1), 0.55 + 1.05 * n, title, pad=0.02) as figure:
+    with canvas(path, 1.05 * (v + 1), 0.55 + 1.05 * n, title, pad=0.02) as figure:
         _sheet(figure, images, views, mean, std)
 
 
@@ -131,7 +131,7 @@ def neighbours_sheet(
     """
     n, k = found.shape[:2]
     side = 0.92
-    with _figure(path, side * (k + 1) + 0.5, 0.75 + (side + 0.18) * n, title, pad=0.04) as figure:
+    with canvas(path, side * (k + 1) + 0.5, 0.75 + (side + 0.18) * n, title, pad=0.04) as figure:
         # A narrow empty column sets the query apart.
         grid = figure.add_gridspec(n, k + 2, width_ratios=[1, 0.12] + [1] * k)
         for row in range(n):
@@ -172,7 +172,7 @@ def embedding(
       classes: their number or names.
       title: above it.
     """
-    with _figure(path, 5.6, 5.6) as figure:
+    with canvas(path, 5.6, 5.6) as figure:
         _scatter(figure.add_subplot(), places, labels, classes, title)
 
 
@@ -192,7 +192,7 @@ def spectrum(
     """
     from ssl_jax.evaluate.collapse import effective_rank
 
-    with _figure(path, 5.6, 3.8) as figure:
+    with canvas(path, 5.6, 3.8) as figure:
         ax = figure.add_subplot()
         longest = 1
         for color, (name, sigma) in zip(LINES * len(values), values.items(), strict=False):
@@ -240,7 +240,7 @@ def summary(
     """
     panels = [p for p in panels if any(key in record for record in records for key in p.keys)]
     rows, columns = min(len(views), 6), min(views.shape[1], 3)
-    with _figure(path, 13.2, 4.35 + 0.35 * bool(title), title) as figure:
+    with canvas(path, 13.2, 4.35 + 0.35 * bool(title), title) as figure:
         left, middle, right = figure.subfigures(1, 3, width_ratios=[2.85, 7.65, 2.7])
         _sheet(left, images[:rows], views[:rows, :columns], mean, std)
         for index, (places, caption) in enumerate(zip((untrained, learned), captions, strict=True)):
@@ -284,8 +284,18 @@ def project(features: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _figure(path, width, height, title="", pad=0.06):
-    """A figure of the house style, saved to `path` at the end."""
+def canvas(path, width, height, title="", pad=0.06):
+    """A figure of the house style, saved to `path` at the end; a context manager.
+
+    Args:
+      path: PNG to write.
+      width, height: inches.
+      title: above all.
+      pad: inches around each panel.
+
+    Yields:
+      a matplotlib Figure.
+    """
     import matplotlib
 
     style = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ssl_jax.evaluate.similarity import BINS, HARD, Histograms
-from ssl_jax.report.pictures import LINES, _figure
+from ssl_jax.report.pictures import LINES, canvas
 
 
 def draw(
@@ -25,7 +25,7 @@ def draw(
       hardness: of `similarity.hardness`.
       title: above all.
     """
-    with _figure(path, 13.5, 3.9, title) as drawing:
+    with canvas(path, 13.5, 3.9, title) as drawing:
         left, middle, right = drawing.subplots(1, 3)
         edges = np.linspace(-1, 1, BINS + 1)
         named = {
