@@ -20,8 +20,8 @@ def get_config() -> ConfigDict:
     c.train_examples = 2_000
     c.test_examples = 500
     c.cache_bytes = 2**30  # maps kept in memory, of each split; beyond, encoded at every pass
-    c.learning_rates = (1e-3, 3e-3, 1e-2)  # of segmentation; official: 1e-3
-    c.weight_decays = (1e-4, 1e-2)  # of segmentation; official: 1e-4
+    c.learning_rates = (1e-3, 1e-2, 3e-2, 1e-1)  # of segmentation; official: 1e-3, 40,000 steps
+    c.weight_decays = (1e-4,)  # of segmentation; official: 1e-4
     c.epochs = 10.0  # of segmentation
     c.step_batch = 16  # images of a step of segmentation, as official
     c.ridges = tuple(10.0**power for power in range(-5, 2))  # of depth

@@ -578,7 +578,9 @@ def segmentation_heads(
 
     for rows in itertools.islice(shuffled(), steps):
         micro = jax.tree.map(lambda x: x[None], local(rows, cluster))
-        state, _ = compiled(state, parallel.put_batch(micro, mesh))
+        state, losses = compiled(state, parallel.put_batch(micro, mesh))
+        # Many steps in flight can block each other for ever in the collectives of CPU devices.
+        jax.block_until_ready(losses)
     return state.heads
 
 
