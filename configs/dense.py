@@ -1,8 +1,18 @@
 """Dense: segment drawn scenes and tell their depth with one linear layer on feature maps.
 
-    python -m ssl_jax.main --config configs/dense.py --config.checkpoint=runs/quickstart
+    python -m ssl_jax.main --config configs/dense.py --config.checkpoint=RUN
 
-Expected: not yet measured.
+Expected, of a run that learned from 4,000 scenes without labels for 310 steps (measured, one seed):
+
+    python -m ssl_jax.main --config configs/simclr.py:digits --config.data.source=scenes \\
+        --config.data.size=64 --config.data.examples=4000 --config.views.both.size=48 \\
+        --config.evaluate.size=64 --config.epochs=10 --workdir=RUN
+
+    feature maps, 8 × 8     mIoU %   depth RMSE, m
+    learned                   14.2            1.74
+    untrained encoder         11.1            2.09
+    raw pixels                10.6            2.61
+    a constant                10.6            2.61
 """
 
 from ml_collections import ConfigDict, config_dict
