@@ -28,12 +28,18 @@ MEASURES = ("miou", "pixel_accuracy", "rmse", "abs_rel", "delta1", "delta2", "de
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A ResNet that learned from scenes, and a ViT that learned from digits."""
+    """A ResNet and a ViT that learned a little from scenes."""
     folder = tmp_path_factory.mktemp("dense")
-    more = ("--config.steps=2", "--config.data.source=scenes", "--config.data.examples=100")
+    more = (
+        "--config.steps=2",
+        "--config.data.source=scenes",
+        "--config.data.examples=100",
+        "--config.evaluate.train_examples=60",
+        "--config.evaluate.test_examples=20",
+    )
     assert tiny_run.run(folder / "resnet", *more) == 0
-    arguments = tiny_run.arguments(folder / "vit", "--config.steps=1")
-    kept = [a for a in arguments if not a.startswith(("--config=", "--config.model"))]
+    kept = tiny_run.arguments(folder / "vit", *more)
+    kept = [a for a in kept if not a.startswith(("--config=", "--config.model"))]
     model = ("--config.model.width=8", "--config.model.depth=2", "--config.model.heads=2")
     assert tiny_run.main.main(["--config=configs/mae.py:digits", *kept, *model]) == 0
     return folder
