@@ -29,14 +29,12 @@ import optax
 from jax import lax
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, host, models, parallel, workdir
+from ssl_jax import augment, host, models, parallel
 from ssl_jax.data import loader, scenes
 from ssl_jax.data.protocol import Source
 from ssl_jax.errors import UserError
-from ssl_jax.methods import METHODS
 from ssl_jax.models.resnet import ResNet
 from ssl_jax.models.vit import ViT, patchify
-from ssl_jax.train.state import make_create
 
 RIDGES = tuple(10.0**power for power in range(-5, 2))
 WARMUP = 0.04  # share of the steps (official: 1,500 of 40,000)
@@ -283,30 +281,6 @@ def compile_pixels(side: int, mesh, size: int) -> Encode:
         return Batch(cells.reshape(len(x), side, side, -1), rows["mask"], rows["depth"])
 
     return parallel.compile_rows(encode, mesh)
-
-
-def untrained(saved: workdir.Saved, mesh) -> Any:
-    """The variables of a run's encoder before its first step.
-
-    Args:
-      saved: what config.json holds.
-      mesh: from `parallel.mesh()`.
-    """
-    config = saved.config
-    shape = (config.batch, config.data.size, config.data.size, config.data.channels)
-    blank = {
-        "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
-        "index": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
-        "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
-    }
-    method = METHODS[config.method.name](config, saved.run)
-    create = make_create(method, lambda params: optax.identity(), blank)
-
-    def first(key):
-        state = create(key)
-        return method.encoder(state.params, state.state)
-
-    return jax.jit(first, out_shardings=parallel.replicated(mesh))(jax.random.key(config.seed))
 
 
 def labelled(split: str, size: int, channels: int) -> Callable[[Any], dict[str, np.ndarray]]:

@@ -90,8 +90,12 @@ def defaults(job: str) -> ConfigDict:
 
 
 def each(
-    config: ConfigDict, cluster: host.Cluster, measure: Callable[[Opened], dict[str, Any]]
-) -> int:
+    config: ConfigDict,
+    cluster: host.Cluster,
+    measure: Callable[[Opened], dict[str, Any]],
+    *,
+    labels: bool = True,
+) -> list[dict[str, Any]]:
     """Measures every run of `config.checkpoint`, writes result.json and prints.
 
     Args:
@@ -99,9 +103,10 @@ def each(
       cluster: the processes of the job.
       measure: what the job finds of one run. Numbers are printed and averaged over the runs (see
         SHARES); anything else that JSON can hold is written.
+      labels: the job needs them.
 
     Returns:
-      exit code 0.
+      the content of every run's result.json.
 
     Raises:
       UserError: no checkpoint, no labels, data that cannot be opened, or what `measure` raises.
@@ -109,11 +114,11 @@ def each(
     runs = begin(config, cluster)
     results = []
     for run in runs:
-        opened = open_run(config, run, cluster, alone=len(runs) == 1)
+        opened = open_run(config, run, cluster, alone=len(runs) == 1, labels=labels)
         results.append(conclude(opened, config, measure(opened)))
     if len(runs) > 1:
         summarise(config, results)
-    return 0
+    return results
 
 
 def begin(config: ConfigDict, cluster: host.Cluster) -> list[pathlib.Path]:
@@ -129,14 +134,24 @@ def begin(config: ConfigDict, cluster: host.Cluster) -> list[pathlib.Path]:
         )
     if config.split not in SPLITS:
         raise UserError(f"--config.split is {config.split!r}.{near_misses(config.split, SPLITS)}")
-    names = [name.strip() for name in config.checkpoint.split(",") if name.strip()]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"--config.checkpoint names {name} {names.count(name)} times")
-        if workdir.read_config(pathlib.Path(name)) is None:
-            raise UserError(f"--config.checkpoint: there is no run in {name} (no config.json)")
+    runs = runs_named(config.checkpoint, "checkpoint")
     host.set_cpu_devices(config.cpu_devices or host.cpu_devices(config.batch, 1, cluster))
     host.set_compile_cache(config.compile_cache)
+    return runs
+
+
+def runs_named(text: str, field: str) -> list[pathlib.Path]:
+    """The workdirs of 'RUN,RUN', the value of `config.<field>`.
+
+    Raises:
+      UserError: one that is no run, or one named twice.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--config.{field} names {name} {names.count(name)} times")
+        if workdir.read_config(pathlib.Path(name)) is None:
+            raise UserError(f"--config.{field}: there is no run in {name} (no config.json)")
     return [pathlib.Path(name) for name in names]
 
 

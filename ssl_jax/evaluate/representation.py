@@ -2,11 +2,10 @@
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.data.protocol import Source
-from ssl_jax.evaluate import accuracy, collapse, encoder, knn, linear
+from ssl_jax.evaluate import collapse, encoder, knn, linear
 
 MONITORS = ("feature_std", "feature_std_ratio", "effective_rank")  # numbers of `collapse.measure`
 PIXEL_SIDE = 32  # pixels are a baseline at this size at most: a classifier on more is slow
@@ -101,40 +100,6 @@ def judge(
         linear_top5=line["top5"],
         collapse=measured,
     )
-
-
-def online_linear(
-    features: np.ndarray,
-    labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    classes: int,
-    c: float,
-) -> float:
-    """Top-1 of a linear probe that is quick enough for a monitor: one C, at most 100 L-BFGS steps.
-
-    Fitted anew at every look, to features alone: no gradient reaches the encoder, and the curve is
-    a function of the checkpoint, whatever came before it. (Libraries that train the probe along
-    with the encoder show the encoder of the last few hundred steps.)
-
-    Args:
-      features, labels: float32 [n, d] and int [n], −1 for none, to learn from.
-      test, test_labels: the same, to be judged on.
-      classes: number of classes.
-      c: C of `linear.objective` on standardised features.
-
-    Returns:
-      in [0, 1].
-    """
-    mean, scale = linear.standardisation(features)
-    known = jnp.asarray(labels >= 0, jnp.float32)
-    start = linear.Params(jnp.zeros((features.shape[1], classes)), jnp.zeros(classes))
-    x = jnp.asarray((features - mean) * scale)
-    y = jnp.asarray(np.maximum(labels, 0), jnp.int32)
-    fitted = linear.fit(x, y, known, c, start, tolerance=1e-3, max_steps=100).params
-    # [m, d] @ [d, classes] -> [m, classes]
-    scores = np.asarray((test - mean) * scale) @ np.asarray(fitted.weight)
-    return accuracy.top(scores + np.asarray(fitted.bias), test_labels, 1)
 
 
 def pixels(part: Part, batch: int = 1_000) -> tuple[np.ndarray, np.ndarray]:

@@ -32,14 +32,8 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     """
     if config.examples < 2 or min(config.temperatures, default=1) <= 0:
         raise UserError("--config.examples must be at least 2, every --config.temperatures above 0")
-    runs = probing.begin(config, cluster)
-    results = []
-    for folder in runs:
-        opened = probing.open_run(config, folder, cluster, alone=len(runs) == 1, labels=False)
-        results.append(probing.conclude(opened, config, measure(opened, config)))
-    if len(runs) > 1:
-        probing.summarise(config, results)
-    if len(runs) > 2 and all("knn_top1" in r for r in results) and jax.process_index() == 0:
+    results = probing.each(config, cluster, lambda o: measure(o, config), labels=False)
+    if len(results) > 2 and all("knn_top1" in r for r in results) and jax.process_index() == 0:
         print("\nrank correlation with kNN over the runs (Spearman)")
         for key in AGAINST:
             rho = similarity.rank_correlation(

@@ -49,4 +49,5 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
             "images_per_second": f.images_per_second,
         }
 
-    return probing.each(config, cluster, measure)
+    probing.each(config, cluster, measure)
+    return 0

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from ssl_jax import host, workdir
 from ssl_jax.data import scenes
 from ssl_jax.errors import UserError, near_misses
-from ssl_jax.evaluate import dense, probing
+from ssl_jax.evaluate import dense, encoder, probing
 from ssl_jax.report import dense_pictures
 
 TASKS = ("segment", "depth", "both")
@@ -107,7 +107,7 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict[str, Any]:
     constant = dense.constants(test, facts, config.batch)
 
     for name, compiled, variables in (
-        ("untrained", encode, dense.untrained(o.restored.saved, o.mesh)),
+        ("untrained", encode, encoder.untrained(o.restored.saved, o.mesh)),
         ("pixels", dense.compile_pixels(sample.features.shape[1], o.mesh, size), {}),
     ):
         del train, test  # before the next maps are kept

@@ -16,7 +16,7 @@ from ssl_jax import checkpoint, host, parallel, workdir
 from ssl_jax import config as configs
 from ssl_jax.data import loader
 from ssl_jax.errors import UserError
-from ssl_jax.evaluate import collapse, encoder, knn, representation
+from ssl_jax.evaluate import collapse, encoder, knn, linear, representation
 from ssl_jax.experiment import Experiment, assemble, begin, compile_step, introduce
 from ssl_jax.report import console, logs
 from ssl_jax.report import run as report
@@ -198,9 +198,11 @@ def look(e: Experiment, state: TrainState, logged: Mapping[str, float]) -> dict[
         scores = knn.classify(features, labels, test, e.train.classes)
         seen["knn_top1"] = knn.accuracy(scores, test_labels)["top1"]
         if e.config.monitor.linear > 0:
-            seen["linear_top1"] = representation.online_linear(
+            # Anew at every look, on features alone: no gradient reaches the encoder.
+            fitted = linear.probe_at(
                 features, labels, test, test_labels, e.train.classes, e.config.monitor.linear
             )
+            seen["linear_top1"] = fitted["top1"]
     return seen
 
 

@@ -5,7 +5,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from ssl_jax import host, workdir
+from ssl_jax import host
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate import encoder, probing
 from ssl_jax.report import collect, page
@@ -48,18 +48,13 @@ def runs_of(config: ConfigDict) -> list[pathlib.Path]:
     Raises:
       UserError: none, one that is no run, or one named twice.
     """
-    names = [name.strip() for name in (config.runs or "").split(",") if name.strip()]
-    if not names:
+    runs = probing.runs_named(config.runs or "", "runs")
+    if not runs:
         raise UserError(
             "which runs? add --config.runs=RUN, the workdir of a run (for example "
             "runs/quickstart), or several: --config.runs=RUN,RUN"
         )
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"--config.runs names {name} {names.count(name)} times")
-        if workdir.read_config(pathlib.Path(name)) is None:
-            raise UserError(f"--config.runs: there is no run in {name} (no config.json)")
-    return [pathlib.Path(name) for name in names]
+    return runs
 
 
 def look(config: ConfigDict, folder: pathlib.Path, cluster: host.Cluster) -> Run:

@@ -39,13 +39,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
             f"--config.shown={config.shown} must be at least 0 and "
             f"--config.columns={config.columns} at least 1"
         )
-    runs = probing.begin(config, cluster)
-    results = []
-    for folder in runs:
-        o = probing.open_run(config, folder, cluster, alone=len(runs) == 1, labels=False)
-        results.append(probing.conclude(o, config, measure(o, config)))
-    if len(runs) > 1:
-        probing.summarise(config, results)
+    probing.each(config, cluster, lambda o: measure(o, config), labels=False)
     return 0
 
 
