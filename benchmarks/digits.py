@@ -10,15 +10,13 @@ with its own: more runs an hour, fewer images a second in each.
 """
 
 import argparse
-import concurrent.futures
 import json
-import os
 import pathlib
-import queue
 import statistics
 import subprocess
 import sys
 
+from benchmarks import cores
 from ssl_jax import config as configs
 from ssl_jax.methods import METHODS
 
@@ -79,15 +77,8 @@ def main() -> None:
         for name in arguments.methods
         if arguments.preset in configs.load_module(f"configs/{name}.py").PRESETS
     ]
-    cores, shares = sorted(os.sched_getaffinity(0)), queue.Queue()
-    for i in range(arguments.at_once):
-        shares.put(cores[i :: arguments.at_once])
-
-    def take_cores():
-        os.sched_setaffinity(0, shares.get())  # of this thread; its processes inherit them
-
     results = {}
-    with concurrent.futures.ThreadPoolExecutor(arguments.at_once, initializer=take_cores) as pool:
+    with cores.pool(arguments.at_once) as pool:
         started = {
             method: [
                 pool.submit(run, method, arguments.preset, seed, arguments.runs, more)

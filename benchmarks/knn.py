@@ -52,14 +52,14 @@ def prepare(peer: str, x, labels, k: int):
     import numpy as np
 
     if peer == "ssl_jax":
-        from ssl_jax.evaluate import knn
+        from ssl_jax.evaluate import knn, neighbours
 
         def predict(y, bank=x):
-            near = knn.by_cosine(bank, y, k)
+            near = neighbours.by_cosine(bank, y, k)
             return knn.plain(near, labels, CLASSES, k).argmax(1)
 
         # Compiles on two blocks of the bank; the shapes are those of the measurement.
-        return predict, lambda y: predict(y, x[: 2 * knn.BANK_BLOCK])
+        return predict, lambda y: predict(y, x[: 2 * neighbours.BANK_BLOCK])
     if peer == "faiss":
         import faiss
 

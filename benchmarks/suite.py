@@ -10,15 +10,13 @@ network from fresh parameters, of SimCLR's runs: supervised from scratch.
 """
 
 import argparse
-import concurrent.futures
 import json
-import os
 import pathlib
-import queue
 import statistics
 import subprocess
 import sys
 
+from benchmarks import cores
 from ssl_jax.methods import METHODS
 
 COLUMNS = ("kNN", "linear", "linear, 1 %", "linear, 10 %", "fine-tuned")
@@ -86,15 +84,8 @@ def main() -> None:
         for run in runs[method]:
             if not (run / "result.json").exists():
                 sys.exit(f"{run} is not finished; python -m benchmarks.digits makes it")
-    cores, shares = sorted(os.sched_getaffinity(0)), queue.Queue()
-    for i in range(arguments.at_once):
-        shares.put(cores[i :: arguments.at_once])
-
-    def take_cores():
-        os.sched_setaffinity(0, shares.get())  # of this thread; its processes inherit them
-
     print("| method | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
-    with concurrent.futures.ThreadPoolExecutor(arguments.at_once, initializer=take_cores) as pool:
+    with cores.pool(arguments.at_once) as pool:
         steps = arguments.finetune_steps
         started = {
             method: [pool.submit(measure, run, steps) for run in runs[method]]

@@ -9,14 +9,13 @@ finished is not repeated. Prints mean ± sd over the seeds.
 """
 
 import argparse
-import concurrent.futures
 import json
-import os
 import pathlib
-import queue
 import statistics
 import subprocess
 import sys
+
+from benchmarks import cores
 
 COLUMNS = ("alignment", "uniformity", "tolerance", "effective_rank", "knn_top1", "linear_top1")
 
@@ -60,15 +59,8 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=1, help="runs that share the cores")
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs") / "temperature")
     arguments = parser.parse_args()
-    cores, shares = sorted(os.sched_getaffinity(0)), queue.Queue()
-    for i in range(arguments.at_once):
-        shares.put(cores[i :: arguments.at_once])
-
-    def take_cores():
-        os.sched_setaffinity(0, shares.get())  # of this thread; its processes inherit them
-
     print("| temperature | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
-    with concurrent.futures.ThreadPoolExecutor(arguments.at_once, initializer=take_cores) as pool:
+    with cores.pool(arguments.at_once) as pool:
         started = {
             t: [pool.submit(measure, t, seed, arguments.runs) for seed in arguments.seeds]
             for t in arguments.temperatures

@@ -17,11 +17,11 @@ Expected, of a run that learned from 4,000 scenes without labels for 310 steps (
 
 from ml_collections import ConfigDict, config_dict
 
-from ssl_jax.evaluate import probing
+from ssl_jax.evaluate import dense_depth, probing
 
 
 def get_config() -> ConfigDict:
-    """DINOv2's linear protocol; see ssl_jax/evaluate/dense.py for what differs."""
+    """DINOv2's linear protocol; see ssl_jax/evaluate/dense*.py for what differs."""
     c = probing.defaults("dense")
     c.task = "both"  # segment | depth | both
     c.stage = config_dict.placeholder(int)  # stage of a ResNet, block of a ViT; None: the last
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     c.weight_decays = (1e-4,)  # of segmentation; official: 1e-4
     c.epochs = 10.0  # of segmentation
     c.step_batch = 16  # images of a step of segmentation, as official
-    c.ridges = tuple(10.0**power for power in range(-5, 2))  # of depth
+    c.ridges = dense_depth.RIDGES  # of depth
     c.data.source = "scenes"
     c.data.size = config_dict.placeholder(int)  # None: as the run's probes see images
     return c

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssl_jax.errors import UserError
-from ssl_jax.evaluate import knn
+from ssl_jax.evaluate import neighbours
 
 LIST_ENTRIES = 2**23  # neighbours in memory at a time: 64 MiB, and as much again to judge them
 
@@ -53,7 +53,7 @@ def measure(
       query: what to search with; queries with label -1, or without any other image of their class
         in the gallery, are not counted.
       ks: each at least 1.
-      mesh: as for `knn.search`.
+      mesh: as for `neighbours.search`.
 
     Returns:
       {'recall_at_<k>' for every k, 'mean_ap_at_r': in [0, 1]; 'queries': how many were counted}.
@@ -92,25 +92,25 @@ def search(
     k: int,
     known: np.ndarray | None = None,
     mesh: Any = None,
-) -> knn.Neighbours:
+) -> neighbours.Neighbours:
     """The k nearest images of the gallery, the query itself left out.
 
     Args:
       gallery: float [n, d].
       query: what to search with.
       k: how many.
-      known, mesh: as for `knn.search`.
+      known, mesh: as for `neighbours.search`.
 
     Returns:
       Neighbours; -inf and -1 where the gallery has fewer.
     """
     if not (query.own >= 0).any():
-        return knn.by_cosine(gallery, query.features, k, known, mesh=mesh)
-    near = knn.by_cosine(gallery, query.features, k + 1, known, mesh=mesh)
+        return neighbours.by_cosine(gallery, query.features, k, known, mesh=mesh)
+    near = neighbours.by_cosine(gallery, query.features, k + 1, known, mesh=mesh)
     own = near.index == query.own[:, None]  # [m, k + 1]
     own[:, -1] |= ~own.any(1)  # not among them (copies of it are nearer): the last is one too many
     keep = np.argsort(own, axis=1, kind="stable")[:, :k]  # the others, in their order
-    return knn.Neighbours(*(np.take_along_axis(x, keep, axis=1) for x in near))
+    return neighbours.Neighbours(*(np.take_along_axis(x, keep, axis=1) for x in near))
 
 
 def fellows(gallery_labels: np.ndarray, query: Query) -> np.ndarray:

@@ -10,7 +10,15 @@ from ml_collections import ConfigDict
 from ssl_jax import host, workdir
 from ssl_jax.data import scenes
 from ssl_jax.errors import UserError, near_misses
-from ssl_jax.evaluate import dense, encoder, probing
+from ssl_jax.evaluate import (
+    dense,
+    dense_depth,
+    dense_maps,
+    dense_scores,
+    dense_segmentation,
+    encoder,
+    probing,
+)
 from ssl_jax.report import dense_pictures
 
 TASKS = ("segment", "depth", "both")
@@ -19,7 +27,7 @@ MAIN = ("miou", "rmse")  # of the baselines, what is printed and averaged over r
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
-    """Linear segmentation and depth of drawn scenes (evaluate/dense.py, data/scenes.py).
+    """Linear segmentation and depth of drawn scenes (evaluate/dense*.py, data/scenes.py).
 
     Beside the run's encoder it measures the same encoder untrained, the pixels under each cell of
     the map, and a constant: the commonest class and the geometric mean depth. dense.png shows six
@@ -80,17 +88,17 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict[str, Any]:
     """
     size, channels = config.data.size, o.learn.source.shape[-1]
     judged = "test" if config.split == "test" else "train"
-    learn = o.learn.source._replace(read=dense.labelled("train", size, channels))
-    judge = o.judge.source._replace(read=dense.labelled(judged, size, channels))
+    learn = o.learn.source._replace(read=dense_maps.labelled("train", size, channels))
+    judge = o.judge.source._replace(read=dense_maps.labelled(judged, size, channels))
 
     def open_sets(encode, variables):
         common = (config.batch, o.cluster, config.cache_bytes)
         return (
-            dense.open_set(encode, variables, learn, o.learn.rows, *common),
-            dense.open_set(encode, variables, judge, o.judge.rows, *common),
+            dense_maps.open_set(encode, variables, learn, o.learn.rows, *common),
+            dense_maps.open_set(encode, variables, judge, o.judge.rows, *common),
         )
 
-    encode = dense.compile_encoder(o.restored.saved.config, o.mesh, config.stage, size)
+    encode = dense_maps.compile_encoder(o.restored.saved.config, o.mesh, config.stage, size)
     train, test = open_sets(encode, o.restored.variables)
     kept, shown = train.kept, np.arange(min(SHOWN, config.batch, test.examples))
     sample = next(test.read(shown, config.batch))
@@ -102,13 +110,13 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict[str, Any]:
         drawn["masks"] = sample.mask, np.asarray(jnp.argmax(out[0], -1))
     if "depth" in heads:
         out = dense.outputs(heads["depth"], sample.features, facts.mean, facts.scale, size)
-        metres = dense.depth_of(out[0], facts.nearest, facts.farthest)
+        metres = dense_depth.depth_of(out[0], facts.nearest, facts.farthest)
         drawn["depths"] = sample.depth, np.asarray(metres)
     constant = dense.constants(test, facts, config.batch)
 
     for name, compiled, variables in (
         ("untrained", encode, encoder.untrained(o.restored.saved, o.mesh)),
-        ("pixels", dense.compile_pixels(sample.features.shape[1], o.mesh, size), {}),
+        ("pixels", dense_maps.compile_pixels(sample.features.shape[1], o.mesh, size), {}),
     ):
         del train, test  # before the next maps are kept
         train, test = open_sets(compiled, variables)
@@ -142,7 +150,7 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict[str, Any]:
 
 
 def probe(
-    train: dense.Set, test: dense.Set, o: probing.Opened, config: ConfigDict
+    train: dense_maps.Set, test: dense_maps.Set, o: probing.Opened, config: ConfigDict
 ) -> tuple[dict[str, Any], dict[str, dense.Head], dense.Statistics]:
     """What one feature set is worth.
 
@@ -154,7 +162,7 @@ def probe(
     facts = dense.statistics(train, config.batch, len(scenes.CLASSES))
     heads, chosen, matrix, sums = {}, {}, None, None
     if config.task != "depth":
-        heads["segment"], chosen["segment"] = dense.segment(
+        heads["segment"], chosen["segment"] = dense_segmentation.segment(
             train,
             facts,
             tuple(config.learning_rates),
@@ -166,13 +174,15 @@ def probe(
             *places,
         )
         everything = np.arange(test.examples)
-        matrix = dense.confusions(test, everything, facts, heads["segment"], config.batch, *places)
+        matrix = dense_segmentation.confusions(
+            test, everything, facts, heads["segment"], config.batch, *places
+        )
         matrix = matrix[0]
     if config.task != "segment":
-        heads["depth"], chosen["depth"] = dense.regress(
+        heads["depth"], chosen["depth"] = dense_depth.regress(
             train, facts, tuple(config.ridges), config.batch, config.seed, *places
         )
-        sums = dense.depth_errors(test, facts, heads["depth"], config.batch, *places)
+        sums = dense_depth.depth_errors(test, facts, heads["depth"], config.batch, *places)
     return scores(matrix, sums, config.task) | {"chosen": chosen}, heads, facts
 
 
@@ -180,11 +190,11 @@ def scores(matrix: np.ndarray, sums: np.ndarray, task: str) -> dict[str, Any]:
     """The measures of a task; 'iou' by name of the class, None where a class does not occur."""
     found = {}
     if task != "depth":
-        found |= dense.segmentation_scores(matrix)
+        found |= dense_scores.segmentation_scores(matrix)
         named = zip(scenes.CLASSES, found.pop("iou").tolist(), strict=True)
         found["iou"] = {name: None if np.isnan(value) else value for name, value in named}
     if task != "segment":
-        found |= dense.depth_scores(sums)
+        found |= dense_scores.depth_scores(sums)
     return found
 
 

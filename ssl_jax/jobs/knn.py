@@ -4,7 +4,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ssl_jax import host
-from ssl_jax.evaluate import knn, probing
+from ssl_jax.evaluate import knn, neighbours, probing
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
@@ -34,8 +34,8 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         f = probing.features(o, config.batch)
         labels, known = f.train_labels, f.train_labels >= 0
         knn.check_labels(labels, o.classes)
-        near = knn.by_cosine(f.train, f.test, max(config.k, *ks), known, mesh=o.mesh)
-        metric = knn.by_distance(f.train, f.test, config.k, known, mesh=o.mesh)
+        near = neighbours.by_cosine(f.train, f.test, max(config.k, *ks), known, mesh=o.mesh)
+        metric = neighbours.by_distance(f.train, f.test, config.k, known, mesh=o.mesh)
         votes = {
             "knn": knn.weighted(near, labels, o.classes, config.k, config.temperature),
             "plain_cosine": knn.plain(near, labels, o.classes, config.k),

@@ -7,7 +7,7 @@ import pytest
 
 from ssl_jax import parallel
 from ssl_jax.errors import UserError
-from ssl_jax.evaluate import knn
+from ssl_jax.evaluate import knn, neighbours
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "knn_weighted.npz"
 
@@ -72,7 +72,7 @@ def test_golden_of_instance_discrimination(golden, k, name):
 def test_golden_grid_from_one_search(golden):
     """Every (k, T) of the official code, from the neighbours of the largest k."""
     labels, truth = golden["train_labels"], golden["test_labels"]
-    near = knn.by_cosine(golden["train"], golden["test"], 200)
+    near = neighbours.by_cosine(golden["train"], golden["test"], 200)
     table = knn.grid(near, labels, truth, 10, (5, 20, 200), (0.07, 1.0))
     assert [(c["k"], c["temperature"]) for c in table] == [
         (5, 0.07), (5, 1.0), (20, 0.07), (20, 1.0), (200, 0.07), (200, 1.0),
@@ -107,7 +107,7 @@ def test_a_block_that_few_or_many_rows_of_enter():
     query = np.array([[1.0, 0.0]], np.float32)
     mixed = np.random.default_rng(0).permutation(400)
     for order in (np.arange(400), np.arange(400)[::-1], mixed):
-        near = knn.by_cosine(bank[order], query, 20, bank_block=50)
+        near = neighbours.by_cosine(bank[order], query, 20, bank_block=50)
         np.testing.assert_array_equal(order[near.index[0]], np.arange(20))
         np.testing.assert_allclose(near.similarity[0], np.cos(angle[:20]), rtol=1e-5)
 
@@ -116,14 +116,14 @@ def test_devices_do_not_matter():
     """Queries that do not divide: 11 over 4 devices, 3 of them, or 1."""
     assert jax.device_count() == 4
     train, _, test, _ = data()
-    for search in (knn.by_cosine, knn.by_distance):
+    for search in (neighbours.by_cosine, neighbours.by_distance):
         four = search(train, test, 6, bank_block=10)
         for count in (1, 3):
             mesh = parallel.mesh(jax.devices()[:count])
             few = search(train, test, 6, bank_block=10, mesh=mesh)
             np.testing.assert_array_equal(few.index, four.index)
             np.testing.assert_allclose(few.similarity, four.similarity, rtol=1e-5, atol=1e-6)
-    assert knn.by_cosine(train, test[:1], 6).index.shape == (1, 6)
+    assert neighbours.by_cosine(train, test[:1], 6).index.shape == (1, 6)
 
 
 def test_a_second_call_does_not_compile():
@@ -132,11 +132,11 @@ def test_a_second_call_does_not_compile():
 
     def similarity(queries, bank):
         traces.append(1)
-        return knn._dot(queries, bank)
+        return neighbours._dot(queries, bank)
 
-    first = knn.search(train, test, 5, similarity, bank_block=20)
+    first = neighbours.search(train, test, 5, similarity, bank_block=20)
     once = len(traces)
-    again = knn.search(train, test, 5, similarity, bank_block=20)
+    again = neighbours.search(train, test, 5, similarity, bank_block=20)
     assert len(traces) == once > 0
     np.testing.assert_array_equal(again.index, first.index)
 
@@ -198,7 +198,7 @@ def test_plain_cosine_equals_scikit_learn(k):
 
     train, labels, test, _ = data(n=60, m=40)
     reference = KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(train, labels)
-    counts = knn.plain(knn.by_cosine(train, test, 7), labels, 4, k)
+    counts = knn.plain(neighbours.by_cosine(train, test, 7), labels, 4, k)
     np.testing.assert_array_equal(counts.argmax(1), reference.predict(test))
     np.testing.assert_allclose(counts.sum(1), k)
 
@@ -207,14 +207,16 @@ def test_neighbours_are_sorted_and_the_earlier_of_equals_comes_first():
     bank = np.array([[1.0], [3.0], [3.0], [2.0], [3.0]], np.float32)
 
     for block in (5, 2):
-        near = knn.search(bank, np.ones((1, 1), np.float32), 4, knn._dot, bank_block=block)
+        near = neighbours.search(
+            bank, np.ones((1, 1), np.float32), 4, neighbours._dot, bank_block=block
+        )
         np.testing.assert_array_equal(near.similarity, [[3, 3, 3, 2]])
         np.testing.assert_array_equal(near.index, [[1, 2, 4, 3]])
 
 
 def test_rows_that_are_not_there_are_not_found():
     known = np.array([True, False, True])
-    near = knn.by_cosine(np.eye(3, 2), np.ones((1, 2)), 3, known)
+    near = neighbours.by_cosine(np.eye(3, 2), np.ones((1, 2)), 3, known)
     np.testing.assert_array_equal(near.index, [[0, 2, -1]])
     np.testing.assert_allclose(near.similarity, [[0.5**0.5, 0, -np.inf]], rtol=1e-6)
 
@@ -234,8 +236,8 @@ def test_user_errors():
     with pytest.raises(UserError, match="k must be a whole number of at least 1, got 2.5"):
         knn.check_grid((5, 2.5), ())
     with pytest.raises(UserError, match="test features are not all finite"):
-        knn.by_distance(train, np.where(test > 1, np.inf, test), 5)
-    assert knn.by_cosine(np.full((5, 2), 3e38, np.float32), test[:, :2], 1).index.max() >= 0
+        neighbours.by_distance(train, np.where(test > 1, np.inf, test), 5)
+    assert neighbours.by_cosine(np.full((5, 2), 3e38, np.float32), test[:, :2], 1).index.max() >= 0
     with pytest.raises(ValueError, match="37 rows in the bank but 36 labels"):
         knn.classify(train, labels[1:], test, 4)
     with pytest.raises(ValueError, match="must be"):

@@ -1,0 +1,240 @@
+"""The k nearest rows of a bank of features, exactly and in bounded memory.
+
+The queries are split over the devices and stay there; the bank is streamed to every device in
+blocks. Against each block the queries keep their k best neighbours so far, so no [m, n] matrix of
+similarities, and no second copy of the bank, ever exists.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ssl_jax import parallel
+from ssl_jax.errors import UserError
+
+# Rows handled at once; the result does not depend on them. On CPU a block of similarities should
+# stay in the cache of a core.
+QUERY_BLOCK, BANK_BLOCK = 256, 4096
+
+
+class Neighbours(NamedTuple):
+    """The k nearest rows of a bank for every query, best first.
+
+    Attributes:
+      similarity: float32 [m, k] in descending order; -inf where the bank has fewer than k rows.
+      index: int32 [m, k], rows of the bank; -1 there.
+    """
+
+    similarity: np.ndarray
+    index: np.ndarray
+
+
+def by_cosine(
+    bank: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    known: np.ndarray | None = None,
+    query_block: int = QUERY_BLOCK,
+    bank_block: int | None = None,
+    mesh: Any = None,
+) -> Neighbours:
+    """The k rows of the bank with the largest cosine to each query.
+
+    Args:
+      bank: float [n, d], of any length.
+      queries: float [m, d], of any length.
+      k, known, query_block, bank_block, mesh: as for `search`.
+
+    Returns:
+      Neighbours; the similarity is the cosine.
+
+    Raises:
+      UserError: features that are not finite.
+    """
+    check_features(bank, queries)
+    queries = np.asarray(queries, np.float32)
+    length = np.linalg.norm(queries, axis=1, keepdims=True)
+    queries = queries / np.maximum(length, 1e-12)
+    return search(bank, queries, k, _cosine, known, None, query_block, bank_block, mesh)
+
+
+def by_distance(
+    bank: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    known: np.ndarray | None = None,
+    query_block: int = QUERY_BLOCK,
+    bank_block: int | None = None,
+    mesh: Any = None,
+) -> Neighbours:
+    """The k rows of the bank at the smallest Euclidean distance from each query.
+
+    Args:
+      bank: float [n, d].
+      queries: float [m, d].
+      k, known, query_block, bank_block, mesh: as for `search`.
+
+    Returns:
+      Neighbours; the similarity is −‖x − x_i‖² up to a number that is the same for all rows.
+
+    Raises:
+      UserError: features that are not finite.
+    """
+    check_features(bank, queries)
+    # Distances do not change when both sets move; near the origin ‖a‖² + ‖b‖² − 2ab cancels less.
+    centre = np.mean(bank, axis=0, dtype=np.float32)
+    queries = np.asarray(queries, np.float32) - centre
+    return search(bank, queries, k, _closeness, known, centre, query_block, bank_block, mesh)
+
+
+def search(
+    bank: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    similarity: Callable[[jax.Array, jax.Array], jax.Array],
+    known: np.ndarray | None = None,
+    centre: np.ndarray | None = None,
+    query_block: int = QUERY_BLOCK,
+    bank_block: int | None = None,
+    mesh: Any = None,
+) -> Neighbours:
+    """The k most similar rows of the bank for every query, best first.
+
+    Exact. Of equal similarities the earlier row of the bank comes first.
+
+    Args:
+      bank: float [n, d], on the host; converted to float32 a block at a time.
+      queries: float32 [m, d].
+      k: neighbours to keep.
+      similarity: (queries [q, d], bank [r, d]) -> [q, r], larger is nearer. A module-level
+        function: it names the compiled search.
+      known: bool [n], False for rows that are not in the bank; None: all are.
+      centre: float32 [d], taken off every row of the bank; None: nothing is.
+      query_block, bank_block: rows that a device compares at once; bank_block None: 4,096, or 4k
+        where that is more (the best of every block are sorted out). Each device holds two blocks
+        of the bank, its share of the queries and of the result, and about
+        query_block × bank_block × 8 bytes.
+      mesh: the queries are split over its devices. None: over those of this process. On a mesh of
+        several processes all of them must call, with the same arrays.
+
+    Returns:
+      Neighbours, on every process.
+    """
+    mesh = parallel.mesh(jax.local_devices()) if mesh is None else mesh
+    (m, d), n, devices = queries.shape, len(bank), mesh.devices.size
+    if known is not None and len(known) != n:
+        raise ValueError(f"knn: {n} rows in the bank but {len(known)} labels")
+    bank_block = min(bank_block or max(BANK_BLOCK, 4 * k), n)
+    query_block = min(query_block, -(-m // devices))
+    blocks = -(-m // (devices * query_block)) * devices
+    split = _pad(np.asarray(queries, np.float32), blocks * query_block, 0.0)
+    split = parallel.put_split(split.reshape(blocks, query_block, d), mesh)
+    best = (
+        parallel.put_split(np.full((blocks, query_block, k), -np.inf, np.float32), mesh),
+        parallel.put_split(np.full((blocks, query_block, k), -1, np.int32), mesh),
+    )
+    merge = _compile_merge(mesh, similarity)
+    known = np.ones(n, bool) if known is None else np.asarray(known, bool)
+
+    def put(start):
+        rows = np.asarray(bank[start : start + bank_block], np.float32)
+        rows = _pad(rows if centre is None else rows - centre, bank_block, 0.0)
+        there = _pad(known[start : start + bank_block], bank_block, False)
+        return parallel.put_whole((rows, there, np.int32([start])), mesh)
+
+    block = put(0)
+    for start in range(0, n, bank_block):
+        best = merge(best, split, block)
+        # The next block travels while this one is compared. Waiting here keeps two alive at most.
+        block = put(start + bank_block) if start + bank_block < n else None
+        jax.block_until_ready(best)
+    values, index = parallel.fetch(best, mesh)
+    return Neighbours(values.reshape(-1, k)[:m], index.reshape(-1, k)[:m])
+
+
+@functools.lru_cache(maxsize=16)
+def _compile_merge(mesh, similarity):
+    return parallel.compile_carry(functools.partial(_merge, similarity=similarity), mesh)
+
+
+def _merge(best, queries, block, similarity):
+    """Best k of (best so far, this block of the bank), one block of queries at a time."""
+    rows, known, start = block  # [r, d], [r], [1]
+    k = best[0].shape[-1]
+
+    def join(kept, values, near):  # merges the `kept` best of this block
+        values, index = values  # [q, k] twice
+        top, place = lax.top_k(near, kept)
+        # Older rows stand first: top_k keeps the earlier of equals, so blocks do not matter.
+        index = jnp.concatenate([index, jnp.where(top > -jnp.inf, place + start, -1)], axis=1)
+        values, order = lax.top_k(jnp.concatenate([values, top], axis=1), k)
+        return values, jnp.take_along_axis(index, order, axis=1)
+
+    def compare(args):
+        values, q = args  # ([q, k], [q, k]), [q, d]
+        near = similarity(q, rows)  # [q, d] × [r, d] -> [q, r]
+        near = jnp.where(known, near, -jnp.inf)
+        # Once the k best are good, few rows of a block beat the last of them. Sorting out a few is
+        # much cheaper than k, and exact where no query has more.
+        most, few = min(k, near.shape[1]), min(max(8, k // 8), near.shape[1])
+        entering = jnp.max(jnp.sum(near > values[0][:, -1:], axis=1))
+        return lax.cond(
+            entering <= few,
+            functools.partial(join, few),
+            functools.partial(join, most),
+            values,
+            near,
+        )
+
+    return lax.map(compare, (best, queries))
+
+
+def check_features(train: np.ndarray, test: np.ndarray) -> None:
+    """Checks the features, in bounded memory.
+
+    Raises:
+      ValueError: the shapes do not fit.
+      UserError: features that are not finite.
+    """
+    if np.ndim(train) != 2 or np.ndim(test) != 2 or train.shape[1] != test.shape[1]:
+        raise ValueError(f"knn: train {np.shape(train)} and test {np.shape(test)} must be [·, d]")
+    for name, x in (("train", train), ("test", test)):
+        for start in range(0, len(x), BANK_BLOCK):
+            block = x[start : start + BANK_BLOCK]
+            # The sum of finite numbers is finite, unless it overflows: then every one is asked.
+            with np.errstate(over="ignore", invalid="ignore"):
+                suspicious = not np.isfinite(np.sum(block))
+            if suspicious and not np.isfinite(block).all():
+                raise UserError(
+                    f"knn: the {name} features are not all finite; the encoder diverged"
+                )
+
+
+def _dot(queries, bank):
+    # [q, d] × [r, d] -> [q, r]. Full float32: accelerators round products to bfloat16 or TF32
+    # by default, which reorders neighbours.
+    return jnp.matmul(queries, bank.T, precision=lax.Precision.HIGHEST)
+
+
+def _cosine(queries, bank):
+    # The queries are of unit length already: they are few. The bank is not copied for it.
+    length = jnp.linalg.norm(bank, axis=1)  # [r]
+    return _dot(queries, bank) / jnp.maximum(length, 1e-12)
+
+
+def _closeness(queries, bank):
+    # −‖q − b‖² up to ‖q‖², which is the same for all candidates of a query.
+    return 2 * _dot(queries, bank) - jnp.sum(bank**2, axis=1)
+
+
+def _pad(x, rows, value):
+    """`x` with rows of `value` appended up to `rows`; one compiled shape for uneven blocks."""
+    missing = rows - len(x)
+    if not missing:
+        return x
+    return np.concatenate([x, np.full((missing, *x.shape[1:]), value, x.dtype)])
