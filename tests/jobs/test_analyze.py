@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 import tiny_run
+from PIL import Image
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,20 @@ def test_the_same_views_give_the_same_numbers_on_any_batch(run, tmp_path):
 
 
 def test_without_labels(run, tmp_path):
-    assert analyze(run, tmp_path, "--config.data.source=synthetic") == 0
-    code = analyze(run, tmp_path / "none", "--config.examples=1")
-    assert code == 2
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 255, (28, 28), np.uint8)).save(pictures / f"{i}.png")
+    source = f"--config.data.source=folder:{pictures}"
+    assert analyze(run, tmp_path, source) == 0
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert -4.5 < found["uniformity"] <= 0 and found["classes"] == 0
+    assert "knn_top1" not in found and "tolerance" not in found
+    assert found["histograms"]["same_class"] is None
+
+
+def test_a_mistake_is_one_line(run, tmp_path, capsys):
+    assert analyze(run, tmp_path, "--config.examples=1") == 2
+    err = capsys.readouterr().err
+    assert "--config.examples must be at least 2" in err and err.count("\n") == 1
