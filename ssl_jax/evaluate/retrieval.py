@@ -1,7 +1,7 @@
 """Retrieval: which images lie next to a query, and how many of them are of its class.
 
-Neighbours by cosine, from the blocked search of neighbours.py. Queries are taken a few thousand at a time,
-so that memory is bounded however long the lists are.
+Neighbours by cosine, from the blocked search of neighbours.py. Queries are taken a few thousand at
+a time, so that memory is bounded however long the lists are.
 """
 
 from collections.abc import Sequence
