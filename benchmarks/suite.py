@@ -5,8 +5,9 @@
 
 Works on the runs of `benchmarks.digits`, which must be finished. For each, `configs/lowshot.py`
 (linear probe on 1 % and 10 % of the labels) and `configs/finetune.py` (the whole network on all
-labels), in processes of their own; what is finished is not repeated. The last line is the same
-network from fresh parameters, of SimCLR's runs: supervised from scratch.
+labels), in processes of their own; what is finished is not repeated. The last lines are what to
+compare with, for the networks and images of SimCLR's, MAE's and Jigsaw's runs: raw pixels, the
+encoder as it began, and the same network trained with labels from fresh parameters (supervised).
 """
 
 import argparse
@@ -20,6 +21,8 @@ from benchmarks import cores
 from ssl_jax.methods import METHODS
 
 COLUMNS = ("kNN", "linear", "linear, 1 %", "linear, 10 %", "fine-tuned")
+# The ResNet of all others at 28 pixels, a ViT, and the ResNet at 36 pixels.
+NETWORKS = ("simclr", "mae", "jigsaw")
 
 
 def job(name: str, run: pathlib.Path, folder: str, *more: str) -> dict:
@@ -42,15 +45,26 @@ def job(name: str, run: pathlib.Path, folder: str, *more: str) -> dict:
 
 def measure(run: pathlib.Path, steps: int) -> dict[str, float]:
     """All numbers of one run, in [0, 1]."""
-    own = json.loads((run / "result.json").read_text())
-    few = job("lowshot", run, "lowshot", "--config.shots=()")
     tuned = job("finetune", run, "finetune", f"--config.steps={steps}")
+    own = json.loads((run / "result.json").read_text())
+    return {**probed(run, "learned", own), "fine-tuned": tuned["finetune_top1"]}
+
+
+def baseline(run: pathlib.Path, features: str) -> dict[str, float]:
+    """The probes on 'pixels' or on the 'untrained' encoder of a run."""
+    own = json.loads((run / "result.json").read_text())
+    return probed(run, features, own["baselines"][features])
+
+
+def probed(run: pathlib.Path, features: str, own: dict) -> dict[str, float]:
+    """The probes on frozen features; `own`: what the run itself found with all labels."""
+    folder = "lowshot" if features == "learned" else f"lowshot_{features}"
+    few = job("lowshot", run, folder, "--config.shots=()", f"--config.features={features}")
     return {
         "kNN": own["knn_top1"],
         "linear": own["linear_top1"],
         "linear, 1 %": few["linear_top1_1pct"],
         "linear, 10 %": few["linear_top1_10pct"],
-        "fine-tuned": tuned["finetune_top1"],
     }
 
 
@@ -91,8 +105,15 @@ def main() -> None:
             method: [pool.submit(measure, run, steps) for run in runs[method]]
             for method in arguments.methods
         }
-        if "simclr" in arguments.methods:
-            started["from scratch"] = [pool.submit(scratch, run, steps) for run in runs["simclr"]]
+        for method in [m for m in NETWORKS if m in arguments.methods]:
+            started[f"untrained encoder of {method}"] = [
+                pool.submit(baseline, run, "untrained") for run in runs[method]
+            ]
+            started[f"from scratch, as {method}"] = [
+                pool.submit(scratch, run, steps) for run in runs[method]
+            ]
+        first = runs[arguments.methods[0]]
+        started["raw pixels"] = [pool.submit(baseline, run, "pixels") for run in first[:1]]
         try:
             for name, seeds in started.items():
                 print(line(name, [seed.result() for seed in seeds]), flush=True)

@@ -21,6 +21,7 @@ from ssl_jax.evaluate import linear, probing
 def get_config() -> ConfigDict:
     """Five draws of every list."""
     c = probing.defaults("lowshot")
+    c.features = "learned"  # learned | untrained: as the run began | pixels: no encoder
     c.seed = 0  # of the first draw; the others follow
     c.draws = 5
     c.shares = (0.01, 0.1)  # of the labels of every class, at least one

@@ -1,4 +1,4 @@
-"""A tiny SimCLR on the digits, as command line, and ways to run it."""
+"""A tiny SimCLR on the digits, as command line, and ways to run it and to probe it."""
 
 import pathlib
 import subprocess
@@ -35,6 +35,21 @@ def arguments(workdir, *more):
 def run(workdir, *more):
     """Runs in this process, on its four devices; returns the exit code."""
     return main.main(arguments(workdir, *more))
+
+
+def probe(job, checkpoint, *more, preset=""):
+    """Runs configs/<job>.py on a finished run, in this process; returns the exit code."""
+    return main.main(
+        [
+            f"--config=configs/{job}.py:{preset}" if preset else f"--config=configs/{job}.py",
+            f"--config.checkpoint={checkpoint}",
+            "--config.train_examples=500",
+            "--config.test_examples=200",
+            "--config.cpu_devices=4",
+            "--config.compile_cache=",
+            *more,
+        ]
+    )
 
 
 def start(workdir, *more, **kwargs):

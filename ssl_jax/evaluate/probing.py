@@ -20,6 +20,7 @@ from ssl_jax.errors import UserError, near_misses
 from ssl_jax.evaluate import encoder, representation
 
 SPLITS = ("test", "holdout")
+FEATURES = ("learned", "untrained", "pixels")  # `config.features` of the jobs that have it
 # A number with one of these in its name is a share in [0, 1] and is shown in percent.
 SHARES = ("top", "recall", "_ap", "iou", "accuracy", "delta")
 
@@ -125,7 +126,7 @@ def begin(config: ConfigDict, cluster: host.Cluster) -> list[pathlib.Path]:
     """Checks the fields of `defaults`, arranges devices and cache, names the runs.
 
     Raises:
-      UserError: no checkpoint, one named twice, or an unknown split.
+      UserError: no checkpoint, one named twice, an unknown split or unknown features.
     """
     if not config.checkpoint:
         raise UserError(
@@ -134,6 +135,9 @@ def begin(config: ConfigDict, cluster: host.Cluster) -> list[pathlib.Path]:
         )
     if config.split not in SPLITS:
         raise UserError(f"--config.split is {config.split!r}.{near_misses(config.split, SPLITS)}")
+    which = config.get("features", "learned")
+    if which not in FEATURES:
+        raise UserError(f"--config.features is {which!r}.{near_misses(which, FEATURES)}")
     runs = runs_named(config.checkpoint, "checkpoint")
     host.set_cpu_devices(config.cpu_devices or host.cpu_devices(config.batch, 1, cluster))
     host.set_compile_cache(config.compile_cache)
@@ -198,9 +202,11 @@ def open_run(
         )
     learn, judge = representation.split(train, test, config.train_examples, config.test_examples)
     own = alone and config.workdir is not None
+    which = config.get("features", "learned")
+    job = config.job if which == "learned" else f"{config.job}_{which}"
     return Opened(
         run=run,
-        folder=pathlib.Path(config.workdir) if own else run / config.job,
+        folder=pathlib.Path(config.workdir) if own else run / job,
         restored=restored,
         mesh=mesh,
         cluster=cluster,
@@ -212,20 +218,29 @@ def open_run(
     )
 
 
-def features(o: Opened, batch: int) -> Features:
-    """Runs the encoder over the images to learn from and those to be judged on.
+def features(o: Opened, batch: int, which: str = "learned") -> Features:
+    """Features of the images to learn from and of those to be judged on.
 
     Args:
       o: a run with labels.
       batch: images at a time over all devices.
+      which: of FEATURES. 'learned': the encoder's; the others are the baselines: 'untrained', the
+        encoder's as the run began; 'pixels', none (`representation.pixels`).
     """
-    encode = encoder.compile_encode(o.restored.saved.config, o.mesh)
     began = time.perf_counter()
-    (train, train_labels), (test, test_labels) = (
-        encoder.extract(encode, o.restored.variables, *part, batch, o.cluster)
-        for part in (o.learn, o.judge)
-    )
+    if which == "pixels":
+        both = [representation.pixels(part) for part in (o.learn, o.judge)]
+    else:
+        saved, variables = o.restored.saved, o.restored.variables
+        if which == "untrained":
+            variables = encoder.untrained(saved, o.mesh)
+        encode = encoder.compile_encode(saved.config, o.mesh)
+        both = [
+            encoder.extract(encode, variables, *part, batch, o.cluster)
+            for part in (o.learn, o.judge)
+        ]
     seconds = time.perf_counter() - began
+    (train, train_labels), (test, test_labels) = both
     return Features(train, train_labels, test, test_labels, (len(train) + len(test)) / seconds)
 
 

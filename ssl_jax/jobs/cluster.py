@@ -31,7 +31,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         )
 
     def measure(o: probing.Opened):
-        f = probing.features(o, config.batch)
+        f = probing.features(o, config.batch, config.features)
         clusters = o.classes if config.clusters is None else config.clusters
         clustering.check(f.train, f.test, clusters, config.restarts)
         learn, judge = f.train, f.test
@@ -47,6 +47,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
             "spread": found.spread,
             "spread_of_restarts": list(found.spreads),
             "images_per_second": f.images_per_second,
+            "features": config.features,
         }
 
     probing.each(config, cluster, measure)

@@ -31,7 +31,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     knn.check_grid((config.k, *ks), (config.temperature, *temperatures))
 
     def measure(o: probing.Opened):
-        f = probing.features(o, config.batch)
+        f = probing.features(o, config.batch, config.features)
         labels, known = f.train_labels, f.train_labels >= 0
         knn.check_labels(labels, o.classes)
         near = neighbours.by_cosine(f.train, f.test, max(config.k, *ks), known, mesh=o.mesh)
@@ -44,6 +44,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         reached = {n: knn.accuracy(scores, f.test_labels) for n, scores in votes.items()}
         found = {f"{n}_{top}": x for n, both in reached.items() for top, x in both.items()}
         found["images_per_second"] = f.images_per_second
+        found["features"] = config.features
         if config.grid_k or config.grid_temperature:
             found["grid"] = knn.grid(near, labels, f.test_labels, o.classes, ks, temperatures)
             if jax.process_index() == 0:

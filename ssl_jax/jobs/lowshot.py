@@ -39,7 +39,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         raise UserError("--config.shares and --config.shots are both empty; give one of them")
 
     def measure(o: probing.Opened) -> dict[str, Any]:
-        f = probing.features(o, config.batch)
+        f = probing.features(o, config.batch, config.features)
         means: dict[str, float] = {}
         draws: dict[str, list[float]] = {}
         seeds = range(config.seed, config.seed + config.draws)
@@ -51,7 +51,12 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
                 means[key] = statistics.mean(draws[key])
                 if config.draws > 1:
                     means[f"{key}_sd"] = statistics.stdev(draws[key])
-        return {**means, "images_per_second": f.images_per_second, "draws": draws}
+        return {
+            **means,
+            "images_per_second": f.images_per_second,
+            "features": config.features,
+            "draws": draws,
+        }
 
     probing.each(config, cluster, measure)
     return 0

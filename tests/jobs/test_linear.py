@@ -35,18 +35,7 @@ def vit(tmp_path_factory):
 
 def probe(checkpoint, folder, *more, preset="lbfgs"):
     """Runs the job; returns (exit code, result or None)."""
-    code = tiny_run.main.main(
-        [
-            f"--config=configs/linear.py:{preset}",
-            f"--config.checkpoint={checkpoint}",
-            "--config.train_examples=500",
-            "--config.test_examples=200",
-            "--config.cpu_devices=4",
-            "--config.compile_cache=",
-            f"--workdir={folder}",
-            *more,
-        ]
-    )
+    code = tiny_run.probe("linear", checkpoint, f"--workdir={folder}", *more, preset=preset)
     file = folder / "result.json"
     return code, json.loads(file.read_text()) if file.is_file() else None
 

@@ -20,17 +20,7 @@ def finished(tmp_path_factory):
 
 
 def probe(checkpoint, *more):
-    return tiny_run.main.main(
-        [
-            "--config=configs/lowshot.py",
-            f"--config.checkpoint={checkpoint}",
-            "--config.train_examples=500",
-            "--config.test_examples=200",
-            "--config.cpu_devices=4",
-            "--config.compile_cache=",
-            *more,
-        ]
-    )
+    return tiny_run.probe("lowshot", checkpoint, *more)
 
 
 def test_few_labels(finished, tmp_path, capsys):

@@ -1,9 +1,6 @@
 """The jobs that train nothing on a checkpoint: knn with its grid, retrieve, cluster."""
 
 import json
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,18 +16,7 @@ def run(tmp_path_factory):
 
 
 def probe(job, run, workdir, *more):
-    return tiny_run.main.main(
-        [
-            f"--config=configs/{job}.py",
-            f"--config.checkpoint={run}",
-            "--config.train_examples=500",
-            "--config.test_examples=200",
-            "--config.cpu_devices=4",
-            "--config.compile_cache=",
-            f"--workdir={workdir}",
-            *more,
-        ]
-    )
+    return tiny_run.probe(job, run, f"--workdir={workdir}", *more)
 
 
 def result(folder):
@@ -55,43 +41,6 @@ def test_the_grid_of_knn_is_a_table_and_not_the_result(run, tmp_path, capsys):
     )
     for vote in ("plain_cosine", "plain_euclidean"):
         assert 0.1 < one[f"{vote}_top1"] <= one[f"{vote}_top5"] <= 1
-
-
-def test_two_processes_find_what_one_finds(run, tmp_path):
-    """The queries are split over both; one of them writes."""
-    grid = ("--config.grid_k=(1,20)", "--config.test_examples=199")
-    assert probe("knn", run, tmp_path / "one", *grid) == 0
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "ssl_jax.main",
-            "--config=configs/knn.py",
-            "--config.cpu_devices=2",
-        ),
-        *(f"--config.checkpoint={run}", f"--workdir={tmp_path / 'two'}", *grid),
-        *("--config.train_examples=500", "--config.compile_cache="),
-        *(f"--coordinator=localhost:{port}", "--processes=2"),
-    ]
-    processes = [
-        subprocess.Popen(
-            [*command, f"--process={p}"],
-            cwd=tiny_run.REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for p in range(2)
-    ]
-    outs = [p.communicate(timeout=300)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(outs)
-    assert "knn_top1" in outs[0] and "knn_top1" not in outs[1]
-    one, two = result(tmp_path / "one"), result(tmp_path / "two")
-    del one["images_per_second"], two["images_per_second"]
-    assert one == two
 
 
 def test_retrieval_finds_what_knn_finds(run, tmp_path):

@@ -21,17 +21,7 @@ def finished(tmp_path_factory):
 
 
 def probe(checkpoint, *more, job="transfer"):
-    return tiny_run.main.main(
-        [
-            f"--config=configs/{job}.py",
-            f"--config.checkpoint={checkpoint}",
-            "--config.train_examples=500",
-            "--config.test_examples=200",
-            "--config.cpu_devices=4",
-            "--config.compile_cache=",
-            *more,
-        ]
-    )
+    return tiny_run.probe(job, checkpoint, *more)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,111 @@
+"""Every job on a checkpoint, in one process of four devices and in two of two: the same result."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import jax
+import pytest
+import tiny_run
+
+SMALL = (
+    "--config.train_examples=300",
+    "--config.test_examples=199",  # no multiple of the devices
+    "--config.batch=100",
+)
+JOBS = {
+    "knn": ("--config.grid_k=(1,20)",),
+    "linear": (),
+    "linear_sgd": ("--config.solver=sgd", "--config.sgd.epochs=3", "--config.sgd.batch=100"),
+    "lowshot": ("--config.shares=(0.1,)", "--config.shots=(2,)", "--config.draws=2"),
+    "finetune": (
+        *("--config.steps=4", "--config.batch=64", "--config.log_every=1"),
+        *("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=0.02"),
+        "--config.optimizer.warmup_fraction=0.0",
+    ),
+    "transfer": ("--config.sources=digits,synthetic", "--config.data.test_split=test"),
+    "retrieve": ("--config.shown=2",),
+    "cluster": ("--config.restarts=2",),
+    "analyze": ("--config.examples=100", "--config.policy=digits"),
+    "report": (),
+}
+# The command lines one after the other; the processes join once.
+DRIVER = """
+import json, sys
+from ssl_jax import main
+join, joined = main.join, []
+def join_once(values):
+    if not joined:
+        joined.append(join(values))
+    return joined[0]
+main.join = join_once
+sys.exit(max([main.main(argv) for argv in json.loads(sys.argv[1])]))
+"""
+
+
+def commands(run, into, devices, *more):
+    """A command line for every job."""
+    given = []
+    for name, fields in JOBS.items():
+        job = name.partition("_")[0]
+        runs, small = ("checkpoint", SMALL) if job != "report" else ("runs", SMALL)
+        given.append(
+            [
+                *(f"--config=configs/{job}.py", f"--config.{runs}={run}", *small, *fields),
+                *(f"--workdir={into / name}", f"--config.cpu_devices={devices}", *more),
+                f"--config.compile_cache={jax.config.jax_compilation_cache_dir}",
+            ]
+        )
+    return given
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """The folders of both, and what the two processes said."""
+    folder = tmp_path_factory.mktemp("processes")
+    assert tiny_run.run(folder / "run", "--config.steps=4") == 0
+    for argv in commands(folder / "run", folder / "one", 4):
+        assert tiny_run.main.main(argv) == 0, argv
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        cluster = (f"--coordinator=localhost:{s.getsockname()[1]}", "--processes=2")
+    processes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-c", DRIVER),
+                json.dumps(commands(folder / "run", folder / "two", 2, *cluster, f"--process={p}")),
+            ],
+            cwd=tiny_run.REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for p in range(2)
+    ]
+    outs = [p.communicate(timeout=600)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], "\n".join(outs)
+    return folder, outs
+
+
+@pytest.mark.parametrize("name", [name for name in JOBS if name != "report"])
+def test_two_processes_find_what_one_finds(found, name):
+    folder, _ = found
+    one, two = (json.loads((folder / n / name / "result.json").read_text()) for n in ("one", "two"))
+    for result in (one, two):
+        for key in ("images_per_second", "table", "curve", "histograms", "spectrum", "hardness"):
+            result.pop(key, None)
+    assert one.keys() == two.keys() and len(one) > 8
+    for key, value in one.items():
+        if isinstance(value, float):
+            assert two[key] == pytest.approx(value, rel=1e-4, abs=0.006), key  # one image of 199
+        elif not isinstance(value, dict | list):
+            assert two[key] == value, key
+
+
+def test_one_process_writes_and_speaks(found):
+    folder, (first, second) = found
+    assert "knn_top1" in first and "index.html" in first
+    assert "top1" not in second and "index.html" not in second
+    page, other = (folder / n / "report" / "index.html" for n in ("one", "two"))
+    assert other.stat().st_size > 0.9 * page.stat().st_size > 100_000
