@@ -4,8 +4,9 @@
     python -m ssl_jax.main --config configs/analyze.py --config.checkpoint=RUN,RUN,RUN \
         --config.policy=digits
 
-No training and no labels needed; with labels, kNN and tolerance as well. Over several runs it says
-how each number goes with kNN; give them one `policy`, so that they see the same views.
+No training and no labels needed; with labels, kNN, a linear probe and tolerance as well. Over
+several runs it says how each number goes with the probes; give them one `policy`, so that they see
+the same views.
 Writes result.json and analyze.png.
 
 Expected: for configs/barlow_twins.py:digits, seed 0, the run's own views: alignment 0.17,
@@ -28,4 +29,5 @@ def get_config() -> ConfigDict:
     c.temperatures = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # at which hardness is looked at
     c.k = 20  # of kNN
     c.temperature = 0.1
+    c.c = 0.1  # inverse strength C of the linear probe
     return c

@@ -96,6 +96,7 @@ def each(
     measure: Callable[[Opened], dict[str, Any]],
     *,
     labels: bool = True,
+    compare: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Measures every run of `config.checkpoint`, writes result.json and prints.
 
@@ -105,6 +106,7 @@ def each(
       measure: what the job finds of one run. Numbers are printed and averaged over the runs (see
         SHARES); anything else that JSON can hold is written.
       labels: the job needs them.
+      compare: the results of several runs -> what the summary's result.json says besides.
 
     Returns:
       the content of every run's result.json.
@@ -118,7 +120,7 @@ def each(
         opened = open_run(config, run, cluster, alone=len(runs) == 1, labels=labels)
         results.append(conclude(opened, config, measure(opened)))
     if len(runs) > 1:
-        summarise(config, results)
+        summarise(config, results, compare(results) if compare else {})
     return results
 
 
@@ -278,8 +280,16 @@ def conclude(o: Opened, config: ConfigDict, found: Mapping[str, Any]) -> dict[st
     return result
 
 
-def summarise(config: ConfigDict, results: list[dict[str, Any]]) -> None:
-    """Mean and standard deviation (n − 1) over several runs, printed and written."""
+def summarise(
+    config: ConfigDict, results: list[dict[str, Any]], more: Mapping[str, Any] | None = None
+) -> None:
+    """Mean and standard deviation (n − 1) over several runs, printed and written.
+
+    Args:
+      config: of the job.
+      results: the content of every run's result.json.
+      more: what else is written.
+    """
     columns = [numbers(r) for r in results]
     common = [name for name in columns[0] if all(name in c for c in columns)]
     facts = ("seed", "step", "train_examples", "test_examples", "classes")
@@ -291,7 +301,7 @@ def summarise(config: ConfigDict, results: list[dict[str, Any]]) -> None:
     if jax.process_index() > 0:
         return
     folder = pathlib.Path(config.workdir or pathlib.Path("runs") / config.job)
-    content = {"job": config.job, "runs": results, "over_runs": spread}
+    content = {"job": config.job, "runs": results, "over_runs": spread, **(more or {})}
     workdir.write_json(folder / "result.json", content)
     print(f"\n{config.job} of {len(results)} runs, mean ± standard deviation")
     width = 2 + max(map(len, spread), default=0)

@@ -6,20 +6,21 @@ from ml_collections import ConfigDict
 
 from ssl_jax import host
 from ssl_jax.errors import UserError
-from ssl_jax.evaluate import collapse, encoder, knn, probing, similarity
+from ssl_jax.evaluate import collapse, encoder, knn, linear, probing, similarity
 
-AGAINST = ("alignment", "uniformity", "alignment_and_uniformity", "tolerance", "effective_rank")
+NUMBERS = ("alignment", "uniformity", "alignment_and_uniformity", "tolerance", "effective_rank")
+PROBES = ("knn_top1", "linear_top1")
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     """Measures the encoder's features of two views of every image (evaluate/similarity.py).
 
-    Where labels exist, kNN is measured as well, and over three runs or more Spearman's rank
-    correlation of each number with it.
+    Where labels exist, kNN and a linear probe are measured as well, and over three runs or more
+    Spearman's rank correlation of each number with them.
 
     Args:
-      config: `probing.defaults('analyze')` with examples, policy, temperatures, alpha, t, seed, k
-        and temperature.
+      config: `probing.defaults('analyze')` with examples, policy, temperatures, alpha, t, seed, k,
+        temperature and c.
       cluster: the processes of the job.
       name: of the config; not used.
 
@@ -32,15 +33,41 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     """
     if config.examples < 2 or min(config.temperatures, default=1) <= 0:
         raise UserError("--config.examples must be at least 2, every --config.temperatures above 0")
-    results = probing.each(config, cluster, lambda o: measure(o, config), labels=False)
-    if len(results) > 2 and all("knn_top1" in r for r in results) and jax.process_index() == 0:
-        print("\nrank correlation with kNN over the runs (Spearman)")
-        for key in AGAINST:
-            rho = similarity.rank_correlation(
-                [r[key] for r in results], [r["knn_top1"] for r in results]
+    results = probing.each(
+        config, cluster, lambda o: measure(o, config), labels=False, compare=correlations
+    )
+    table = correlations(results).get("rank_correlation")
+    if table and jax.process_index() == 0:
+        print("\nrank correlation with the probes over the runs (Spearman)")
+        print(f"  {'':<26}" + "".join(f"{probe:>13}" for probe in PROBES))
+        for key in NUMBERS:
+            both = (table[probe][key] for probe in PROBES)
+            print(
+                f"  {key:<26}" + "".join(f"{'–' if r is None else f'{r:+.2f}':>13}" for r in both)
             )
-            print(f"  {key:<26}{rho:+.2f}")
     return 0
+
+
+def correlations(results: list[dict]) -> dict:
+    """How the numbers go with the probes over the runs.
+
+    Args:
+      results: of `measure`.
+
+    Returns:
+      {'rank_correlation': {probe: {number: Spearman's ρ, None where one of both is constant}}}; {}
+      of fewer than three runs, or without probes.
+    """
+    if len(results) < 3 or not all(probe in r for r in results for probe in PROBES):
+        return {}
+    series = {key: [r[key] for r in results] for key in (*NUMBERS, *PROBES)}
+
+    def rho(a: str, b: str) -> float | None:
+        if min(len(set(series[a])), len(set(series[b]))) == 1:
+            return None
+        return similarity.rank_correlation(series[a], series[b])
+
+    return {"rank_correlation": {p: {key: rho(key, p) for key in NUMBERS} for p in PROBES}}
 
 
 def measure(o: probing.Opened, config: ConfigDict) -> dict:
@@ -70,6 +97,8 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict:
     if len(found) == 2:
         scores = knn.classify(*found[0], found[1][0], o.classes, config.k, config.temperature)
         numbers["knn_top1"] = knn.accuracy(scores, found[1][1])["top1"]
+        line = linear.probe_at(*found[0], *found[1], o.classes, config.c)
+        numbers["linear_top1"] = line["top1"]
     hardness = similarity.hardness(x, y, config.temperatures)
     if jax.process_index() == 0:
         from ssl_jax.report import similarity_picture

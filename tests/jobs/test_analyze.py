@@ -1,11 +1,14 @@
 """The job `analyze`: with labels, without, over several runs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import tiny_run
 from PIL import Image
+
+from ssl_jax.jobs import analyze as analyze_job
 
 
 @pytest.fixture(scope="module")
@@ -16,19 +19,8 @@ def run(tmp_path_factory):
 
 
 def analyze(run, folder, *more):
-    command = [
-        "--config=configs/analyze.py",
-        f"--config.checkpoint={run}",
-        "--config.train_examples=300",
-        "--config.test_examples=100",
-        "--config.examples=100",
-        "--config.batch=100",
-        "--config.cpu_devices=4",
-        "--config.compile_cache=",
-        f"--workdir={folder}",
-        *more,
-    ]
-    return tiny_run.main.main(command)
+    few = ("--config.train_examples=300", "--config.test_examples=100", "--config.examples=100")
+    return tiny_run.probe("analyze", run, *few, "--config.batch=100", f"--workdir={folder}", *more)
 
 
 def test_with_labels(run, tmp_path, capsys):
@@ -36,7 +28,8 @@ def test_with_labels(run, tmp_path, capsys):
     found = json.loads((tmp_path / "result.json").read_text())
     assert 0 < found["alignment"] < 4 and -4.5 < found["uniformity"] < 0
     assert found["negative_similarity"] < found["tolerance"] < found["positive_similarity"] <= 1
-    assert 0.2 < found["knn_top1"] <= 1 and found["effective_rank"] > 1
+    assert 0.2 < found["knn_top1"] <= 1 and 0.2 < found["linear_top1"] <= 1
+    assert found["effective_rank"] > 1
     assert [row["temperature"] for row in found["hardness"]] == [0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
     assert all(abs(sum(h) - 1) < 1e-6 for h in found["histograms"].values())
     assert (tmp_path / "analyze.png").stat().st_size > 20_000
@@ -66,6 +59,31 @@ def test_without_labels(run, tmp_path):
     assert -4.5 < found["uniformity"] <= 0 and found["classes"] == 0
     assert "knn_top1" not in found and "tolerance" not in found
     assert found["histograms"]["same_class"] is None
+
+
+def test_how_the_numbers_go_with_the_probes():
+    numbers = {key: 0.5 for key in analyze_job.NUMBERS}
+    runs = [
+        {**numbers, "knn_top1": k, "linear_top1": 0.9, "uniformity": u, "alignment": a}
+        for k, u, a in ((0.1, -1.0, 0.3), (0.2, -2.0, 0.1), (0.3, -3.0, 0.2))
+    ]
+    found = analyze_job.correlations(runs)["rank_correlation"]
+    assert found["knn_top1"]["uniformity"] == pytest.approx(-1)
+    assert found["knn_top1"]["alignment"] == pytest.approx(-0.5)  # 1 − 6 (2² + 1² + 1²) / 24
+    assert found["knn_top1"]["tolerance"] is None  # constant
+    assert set(found["linear_top1"].values()) == {None}
+    assert analyze_job.correlations(runs[:2]) == {}
+    assert analyze_job.correlations([*runs, numbers]) == {}
+
+
+def test_several_runs_say_so(run, tmp_path, capsys):
+    copies = [tmp_path / name for name in "abc"]
+    for copy in copies:
+        shutil.copytree(run, copy)
+    assert analyze(",".join(map(str, copies)), tmp_path / "all") == 0
+    found = json.loads((tmp_path / "all" / "result.json").read_text())
+    assert found["rank_correlation"]["knn_top1"]["uniformity"] is None  # three times the same run
+    assert "rank correlation with the probes" in capsys.readouterr().out
 
 
 def test_a_mistake_is_one_line(run, tmp_path, capsys):
