@@ -408,7 +408,7 @@ def learn(
         stop = stack.enter_context(stop_requested(o.cluster))
         if leader:
             file = stack.enter_context(logs.Metrics(o.folder / "metrics.jsonl", start + 1))
-            progress = stack.enter_context(console.Progress(total, config.batch, start, SHOWN))
+            progress = stack.enter_context(console.Progress(total, start, SHOWN))
 
         def log(done, metrics):
             if leader:

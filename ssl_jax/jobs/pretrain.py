@@ -117,7 +117,7 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
         if leader:
             metrics_file = stack.enter_context(logs.Metrics(folder / "metrics.jsonl", start + 1))
             events = stack.enter_context(logs.Events(folder, start + 1))
-            progress = stack.enter_context(console.Progress(total, c.batch, start))
+            progress = stack.enter_context(console.Progress(total, start))
 
         def write(done, values):
             metrics_file.write(done, values)

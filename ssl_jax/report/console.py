@@ -22,7 +22,6 @@ class Progress:
 
     Args:
       total: steps of the whole run.
-      batch: images per step, for the rate.
       start: steps done before, on a resume.
       shown: (key in the metrics, name on screen, format) of what is shown, where present. A
         value stays on screen until the next one comes: kNN is measured seldom.
@@ -35,7 +34,6 @@ class Progress:
     def __init__(
         self,
         total: int,
-        batch: int,
         start: int = 0,
         shown: Sequence[tuple[str, str, str]] = SHOWN,
         stream: TextIO | None = None,
@@ -43,11 +41,12 @@ class Progress:
         every: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._total, self._batch, self._shown = total, batch, tuple(shown)
+        self._total, self._shown = total, tuple(shown)
         self._stream = sys.stderr if stream is None else stream
         self._every, self._clock = every, clock
         self._values: dict[str, str] = {}
-        # The rate counts from the first update, so that compiling does not spoil it.
+        self._speed: float | None = None
+        # Time left counts from the first update, so that compiling does not spoil it.
         self._first: tuple[int, float] | None = None
         self._said: tuple[int, float] | None = None  # step and time of the last plain line
         self._bar = None
@@ -68,13 +67,14 @@ class Progress:
 
         Args:
           step: steps done, not falling.
-          metrics: what is known by now, any keys. Values are Python or NumPy numbers: reading a
+          metrics: what is known by now, any keys; 'images_per_second' is shown as the rate. Values are Python or NumPy numbers: reading a
             JAX array here would make the host wait for the device.
         """
         now = self._clock()
         for key, name, form in self._shown:
             if metrics.get(key) is not None:
                 self._values[name] = form.format(float(metrics[key]))
+        self._speed = metrics.get("images_per_second", self._speed)
         if self._first is None:
             self._first = (step, now)
         text = self._text(step, now)
@@ -114,13 +114,11 @@ class Progress:
 
     def _text(self, step, now):
         parts = [f"{name} {value}" for name, value in self._values.items()]
+        if self._speed is not None:
+            parts.append(f"{_thousands(self._speed)} images/s")
         done, seconds = step - self._first[0], now - self._first[1]
-        if done > 0 and seconds > 0:
-            parts.append(f"{_thousands(done * self._batch / seconds)} images/s")
-            if step < self._total:
-                parts.append(f"{duration((self._total - step) * seconds / done)} left")
-            else:
-                parts.append(f"took {duration(seconds)}")
+        if done > 0 and seconds > 0 and step < self._total:
+            parts.append(f"{duration((self._total - step) * seconds / done)} left")
         return ", ".join(parts)
 
     def _print(self, text):
