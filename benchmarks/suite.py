@@ -69,8 +69,9 @@ def probed(run: pathlib.Path, features: str, own: dict) -> dict[str, float]:
 
 
 def scratch(run: pathlib.Path, steps: int) -> dict[str, float]:
-    """The encoder of a run from fresh parameters, on all labels."""
-    more = ("--config.scratch=True", f"--config.steps={steps}")
+    """The encoder of a run from fresh parameters, those of the run's seed, on all labels."""
+    seed = json.loads((run / "result.json").read_text())["seed"]
+    more = ("--config.scratch=True", f"--config.steps={steps}", f"--config.seed={seed}")
     return {"fine-tuned": job("finetune", run, "finetune_scratch", *more)["finetune_top1"]}
 
 

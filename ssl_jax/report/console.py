@@ -67,8 +67,9 @@ class Progress:
 
         Args:
           step: steps done, not falling.
-          metrics: what is known by now, any keys; 'images_per_second' is shown as the rate. Values are Python or NumPy numbers: reading a
-            JAX array here would make the host wait for the device.
+          metrics: what is known by now, any keys; 'images_per_second' is shown as the rate. Values
+            are Python or NumPy numbers: reading a JAX array here would make the host wait for the
+            device.
         """
         now = self._clock()
         for key, name, form in self._shown:
