@@ -36,7 +36,8 @@ def defaults() -> ConfigDict:
     c.seed = 0  # of the head (or all parameters), data order and augmentation
     c.scratch = False  # fresh parameters and no layer decay: the supervised baseline
     c.labels = 1.0  # share of the labels of every class: 0.01, 0.1; the rest is not looked at
-    c.labels_seed = 0  # of the list of those labels
+    c.shots = config_dict.placeholder(int)  # or so many labels of every class
+    c.labels_seed = 0  # of the list of those labels: its draw
     c.steps = config_dict.placeholder(int)  # optimizer steps; wins over epochs
     c.epochs = config_dict.placeholder(float)  # passes; few labels are repeated to fill a batch
     c.batch = 128  # images of one optimizer step over all devices and micro-batches
@@ -49,6 +50,7 @@ def defaults() -> ConfigDict:
     c.model = ConfigDict()  # None: as in the run
     c.model.drop_path = config_dict.placeholder(float)  # ViT: of the last block, from 0 linearly
     c.model.pool = config_dict.placeholder(str)  # ViT: token | mean
+    c.model.positions = config_dict.placeholder(str)  # ViT: learned, from the run's fixed ones
     c.fresh = ()  # regular expressions of encoder parameters that start afresh
     c.head = "zeros"  # initial values of the classifier: zeros | mae: N(0, 2e-5²) | torch
     c.interpolation = "bilinear"  # of the fixed view that is judged: bilinear | bicubic
@@ -106,6 +108,7 @@ def mae_vit_base() -> ConfigDict:
     c.log_every = 50
     c.model.drop_path = 0.1
     c.model.pool = "mean"
+    c.model.positions = "learned"  # pos_embed has a gradient in models_vit.py, unlike in MAE
     c.fresh = (r"^norm/",)
     c.head = "mae"
     c.interpolation = "bicubic"

@@ -39,8 +39,10 @@ def lbfgs() -> ConfigDict:
     c.holdout = 0.2  # share of the training images to choose on
     c.blocks = 1  # ViT: class tokens of the last blocks, side by side; 1: the encoder's features
     c.average = False  # ViT: the mean of the last block's patch tokens besides
+    c.interpolation = "bilinear"  # of the fixed view: bilinear | bicubic
     c.augment = False  # sgd: crop and flip at random, and encode anew in every epoch
     c.crop_area = (0.08, 1.0)  # of the random crop, as a share of the image
+    c.crop_interpolation = "bilinear"  # of the random crop
     c.flip = 0.5  # probability of a mirror image; 0 for digits and letters
     c.sgd = ConfigDict(linear_sgd.FIELDS)
     return c
@@ -59,6 +61,7 @@ def sgd() -> ConfigDict:
 def moco() -> ConfigDict:
     """MoCo v1 and v2: features as they are, a step schedule, no weight decay, batch 256."""
     c = lbfgs()
+    c.train_examples = 2_000_000  # all of ImageNet
     c.solver = "sgd"
     c.sgd.learning_rates = (1.0, 3.0, 10.0, 30.0, 100.0)  # official: 30
     c.sgd.scaling = "none"
@@ -70,6 +73,7 @@ def moco() -> ConfigDict:
 def simsiam() -> ConfigDict:
     """SimSiam: apex LARC (clip=False, bias included), cosine by epoch, no weight decay."""
     c = lbfgs()
+    c.train_examples = 2_000_000  # all of ImageNet
     c.solver = "sgd"
     c.sgd.optimizer = "larc"
     c.sgd.learning_rates = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # official: 0.1
@@ -82,6 +86,7 @@ def simsiam() -> ConfigDict:
 def mae() -> ConfigDict:
     """MAE: BatchNorm without affine, LARS (util/lars.py), 10 epochs of warm-up, cosine by step."""
     c = lbfgs()
+    c.train_examples = 2_000_000  # all of ImageNet
     c.solver = "sgd"
     c.sgd.optimizer = "lars"
     c.sgd.batch_norm = True
@@ -89,17 +94,21 @@ def mae() -> ConfigDict:
     c.sgd.batch = 16_384
     c.sgd.epochs = 90
     c.sgd.warmup_epochs = 10.0
+    c.interpolation = "bicubic"
+    c.crop_interpolation = "bicubic"
     return c
 
 
 def dino() -> ConfigDict:
     """DINO with ViT-S: SGD, cosine by epoch, no weight decay, batch 1,024."""
     c = lbfgs()
+    c.train_examples = 2_000_000  # all of ImageNet
     c.solver = "sgd"
     c.blocks = 4
     c.sgd.learning_rates = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)  # official: 0.001
     c.sgd.batch = 1024  # 8 GPUs of 128
     c.sgd.schedule = "cosine_per_epoch"
+    c.interpolation = "bicubic"
     return c
 
 

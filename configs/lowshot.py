@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     """Five draws of every list."""
     c = probing.defaults("lowshot")
     c.features = "learned"  # learned | untrained: as the run began | pixels: no encoder
+    c.train_examples = 2_000_000  # lists are drawn from all; only what is listed is encoded
     c.seed = 0  # of the first draw; the others follow
     c.draws = 5
     c.shares = (0.01, 0.1)  # of the labels of every class, at least one

@@ -38,6 +38,7 @@ def compile_encode(
     config: ConfigDict,
     mesh,
     features: Callable[[Any, Any, jax.Array], jax.Array] | None = None,
+    interpolation: str = "bilinear",
 ) -> Callable[[Any, Any], dict[str, jax.Array]]:
     """Compiles the encoder in evaluation mode over all devices.
 
@@ -45,6 +46,7 @@ def compile_encode(
       config: of the run; `config.model` and `config.evaluate` are used.
       mesh: from `parallel.mesh()`.
       features: (model, variables, x float [b, h, w, C]) -> [b, d]; None: what the model returns.
+      interpolation: of the fixed view, see `augment.evaluate`.
 
     Returns:
       encode(variables, {'image': uint8 [b,H,W,C], 'index': int32 [b], 'label': int32 [b]}) ->
@@ -55,7 +57,9 @@ def compile_encode(
     features = features or pooled
 
     def encode(variables, rows):
-        x = augment.evaluate(rows["image"], view.size, view.mean, view.std, view.crop_fraction)
+        x = augment.evaluate(
+            rows["image"], view.size, view.mean, view.std, view.crop_fraction, interpolation
+        )
         return _outputs(features(model, variables, x), rows)
 
     return parallel.compile_rows(encode, mesh)

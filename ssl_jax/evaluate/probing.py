@@ -15,12 +15,17 @@ import numpy as np
 from ml_collections import ConfigDict, config_dict
 
 from ssl_jax import host, parallel, workdir
-from ssl_jax.data import sources
+from ssl_jax.data import loader, sources
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.evaluate import encoder, representation
 
 SPLITS = ("test", "holdout")
 FEATURES = ("learned", "untrained", "pixels")  # `config.features` of the jobs that have it
+# Numbers of a result that say what was done: not averaged.
+FACTS = (
+    *("seed", "step", "train_examples", "test_examples", "classes"),
+    *("labels", "shots", "labels_seed", "steps", "batch", "finetune_seed"),
+)
 # A number with one of these in its name is a share in [0, 1] and is shown in percent.
 SHARES = ("top", "recall", "_ap", "iou", "accuracy", "delta")
 
@@ -97,6 +102,8 @@ def each(
     *,
     labels: bool = True,
     compare: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
+    rows: int | None = None,
+    block: int = 1,
 ) -> list[dict[str, Any]]:
     """Measures every run of `config.checkpoint`, writes result.json and prints.
 
@@ -107,6 +114,7 @@ def each(
         SHARES); anything else that JSON can hold is written.
       labels: the job needs them.
       compare: the results of several runs -> what the summary's result.json says besides.
+      rows, block: as for `begin`.
 
     Returns:
       the content of every run's result.json.
@@ -114,7 +122,7 @@ def each(
     Raises:
       UserError: no checkpoint, no labels, data that cannot be opened, or what `measure` raises.
     """
-    runs = begin(config, cluster)
+    runs = begin(config, cluster, rows, block)
     results = []
     for run in runs:
         opened = open_run(config, run, cluster, alone=len(runs) == 1, labels=labels)
@@ -124,26 +132,61 @@ def each(
     return results
 
 
-def begin(config: ConfigDict, cluster: host.Cluster) -> list[pathlib.Path]:
+def begin(
+    config: ConfigDict, cluster: host.Cluster, rows: int | None = None, block: int = 1
+) -> list[pathlib.Path]:
     """Checks the fields of `defaults`, arranges devices and cache, names the runs.
 
+    Args:
+      config: of the job.
+      cluster: the processes of the job.
+      rows: that the devices share at a time; None: `config.batch`.
+      block: the rows of one device must be a multiple of it.
+
     Raises:
-      UserError: no checkpoint, one named twice, an unknown split or unknown features.
+      UserError: no checkpoint, one named twice, an unknown split or unknown features, or a number
+        of images below 1.
     """
     if not config.checkpoint:
         raise UserError(
             f"which checkpoint? add --config.checkpoint=RUN, the workdir of a run "
             f"(for example runs/quickstart), for {config.job} to work on"
         )
+    for field in ("batch", "train_examples", "test_examples"):
+        if config[field] < 1:
+            raise UserError(f"--config.{field} is {config[field]}; it must be at least 1")
     if config.split not in SPLITS:
         raise UserError(f"--config.split is {config.split!r}.{near_misses(config.split, SPLITS)}")
     which = config.get("features", "learned")
     if which not in FEATURES:
         raise UserError(f"--config.features is {which!r}.{near_misses(which, FEATURES)}")
     runs = runs_named(config.checkpoint, "checkpoint")
-    host.set_cpu_devices(config.cpu_devices or host.cpu_devices(config.batch, 1, cluster))
+    host.set_cpu_devices(
+        config.cpu_devices or host.cpu_devices(rows or config.batch, block, cluster)
+    )
     host.set_compile_cache(config.compile_cache)
     return runs
+
+
+def name_of(config: ConfigDict) -> str:
+    """Name of the folder that a job writes to: what sets its question apart is in it.
+
+    'knn', 'knn_pixels', 'knn_holdout', 'knn_cifar10' (of another `data.source`).
+    """
+    parts = [config.job]
+    if config.get("features", "learned") != "learned":
+        parts.append(config.features)
+    if config.data.source is not None:
+        parts.append(short_name(config.data.source))
+    if config.split != "test":
+        parts.append(config.split)
+    return "_".join(parts)
+
+
+def short_name(source: str) -> str:
+    """'cifar10' for tfds:cifar10, 'flowers' for folder:/a/flowers/, 'digits' for digits."""
+    kind, _, rest = source.partition(":")
+    return pathlib.Path(rest).name if kind == "folder" else (rest or kind).replace("/", "_")
 
 
 def runs_named(text: str, field: str) -> list[pathlib.Path]:
@@ -183,11 +226,7 @@ def open_run(
     """
     mesh = parallel.mesh()
     restored = encoder.restore(run, mesh)
-    data = restored.saved.config.data.copy_and_resolve_references()
-    given = {k: v for k, v in config.data.items() if v is not None}
-    data.update(given)
-    if labels and data.source.startswith("folder:") and "labels" not in given:
-        data.labels = True  # the sub-folders name the classes
+    data = data_of(restored.saved.config.data, config.data, labels)
     train = sources.open_source(data, "train")
     if labels and not train.classes:
         raise UserError(f"{train.name} has no labels, and {config.job} needs them")
@@ -196,19 +235,23 @@ def open_run(
         try:
             test = sources.open_source(data, "test")
         except sources.NoSplit:
-            test = None
+            if config.data.test_split is not None:
+                raise
     if labels and test is not None and test.classes != train.classes:
         raise UserError(
             f"{data.source}: train has {train.classes} classes, test has {test.classes}; "
             "both need the same"
         )
     learn, judge = representation.split(train, test, config.train_examples, config.test_examples)
+    if not len(learn.rows) or (judge is not None and not len(judge.rows)):
+        raise UserError(
+            f"{train.name} has {train.examples} image(s): too few to learn from some and to be "
+            "judged on others"
+        )
     own = alone and config.workdir is not None
-    which = config.get("features", "learned")
-    job = config.job if which == "learned" else f"{config.job}_{which}"
     return Opened(
         run=run,
-        folder=pathlib.Path(config.workdir) if own else run / job,
+        folder=pathlib.Path(config.workdir) if own else run / name_of(config),
         restored=restored,
         mesh=mesh,
         cluster=cluster,
@@ -218,6 +261,36 @@ def open_run(
         learn=learn,
         judge=judge,
     )
+
+
+def data_of(saved: ConfigDict, asked: ConfigDict, labels: bool) -> ConfigDict:
+    """The run's `config.data` with what the job's config says instead.
+
+    Names of splits go with the set that they were written for: another source has train and test
+    unless the job's config names others.
+
+    Args:
+      saved: of the run.
+      asked: of the job; None where it says nothing.
+      labels: the job needs them: the sub-folders of a folder name its classes.
+    """
+    data = saved.copy_and_resolve_references()
+    given = {name: value for name, value in asked.items() if value is not None}
+    if given.get("source", data.source) != data.source:
+        data.update(train_split="train", test_split="test")
+    data.update(given)
+    if labels and data.source.startswith("folder:") and "labels" not in given:
+        data.labels = True
+    return data
+
+
+def labels_of(part: representation.Part) -> np.ndarray:
+    """Labels int32 [n] of the rows of a part. Their images are read and decoded for it."""
+    source = part.source._replace(
+        examples=len(part.rows), read=lambda i: part.source.read(part.rows[i])
+    )
+    with loader.in_order(source, batch=min(1_000, len(part.rows))) as batches:
+        return np.concatenate([batch["label"] for batch in batches])[: len(part.rows)]
 
 
 def features(o: Opened, batch: int, which: str = "learned") -> Features:
@@ -260,7 +333,7 @@ def conclude(o: Opened, config: ConfigDict, found: Mapping[str, Any]) -> dict[st
         "dataset": o.dataset,
         "checkpoint": str(o.run),
         "step": o.restored.step,
-        "judged_on": config.split,
+        "judged_on": judged_on(o),
         "train_examples": len(o.learn.rows),
         "test_examples": len(o.judge.rows) if o.judge else 0,
         "classes": o.classes,
@@ -269,15 +342,30 @@ def conclude(o: Opened, config: ConfigDict, found: Mapping[str, Any]) -> dict[st
     if jax.process_index() > 0:
         return result
     workdir.write_json(o.folder / "result.json", result)
+    kind = "held-out training" if result["judged_on"] == "holdout" else "test"
     print(
-        f"{config.job} on {o.dataset}: {saved.config.method.name} after {o.restored.step:,} steps, "
-        f"{result['train_examples']:,} training and {result['test_examples']:,} test images"
+        f"{name_of(config)} on {o.dataset}: {saved.config.method.name} after "
+        f"{o.restored.step:,} steps, {result['train_examples']:,} training and "
+        f"{result['test_examples']:,} {kind} images"
     )
+    for part, field in ((o.learn, "train_examples"), (o.judge, "test_examples")):
+        if part is not None and len(part.rows) == config[field] < part.source.examples:
+            print(
+                f"  {len(part.rows):,} of the {part.source.examples:,} images of {part.source.name}"
+                f" (--config.{field})"
+            )
     width = 2 + max(map(len, numbers(found)), default=0)
     for name, value in numbers(found).items():
         print(f"  {name:<{width}}{shown(name, value)}")
     print(f"written to {o.folder / 'result.json'}")
     return result
+
+
+def judged_on(o: Opened) -> str | None:
+    """'test', or 'holdout' of train where there is no test split or none was asked for."""
+    if o.judge is None:
+        return None
+    return "holdout" if o.judge.source is o.learn.source else "test"
 
 
 def summarise(
@@ -292,18 +380,17 @@ def summarise(
     """
     columns = [numbers(r) for r in results]
     common = [name for name in columns[0] if all(name in c for c in columns)]
-    facts = ("seed", "step", "train_examples", "test_examples", "classes")
     spread = {}
     for name in common:
-        if name not in facts:
+        if name not in FACTS:
             values = [c[name] for c in columns]
             spread[name] = {"mean": statistics.mean(values), "sd": statistics.stdev(values)}
     if jax.process_index() > 0:
         return
-    folder = pathlib.Path(config.workdir or pathlib.Path("runs") / config.job)
+    folder = pathlib.Path(config.workdir or pathlib.Path("runs") / name_of(config))
     content = {"job": config.job, "runs": results, "over_runs": spread, **(more or {})}
     workdir.write_json(folder / "result.json", content)
-    print(f"\n{config.job} of {len(results)} runs, mean ± standard deviation")
+    print(f"\n{name_of(config)} of {len(results)} runs, mean ± standard deviation")
     width = 2 + max(map(len, spread), default=0)
     for name, both in spread.items():
         print(f"  {name:<{width}}{shown(name, both['mean'])} ± {shown(name, both['sd'])}")

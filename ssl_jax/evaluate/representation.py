@@ -70,6 +70,14 @@ def split(
     )
 
 
+def labelled(*sets: tuple[np.ndarray, np.ndarray] | None) -> bool:
+    """Whether each of the (features, labels) has a row with a label.
+
+    A set may have classes and no labels all the same: the unlabelled split of STL-10.
+    """
+    return all(one is not None and (one[1] >= 0).any() for one in sets)
+
+
 def judge(
     bank: tuple[np.ndarray, np.ndarray],
     query: tuple[np.ndarray, np.ndarray] | None,
@@ -78,8 +86,8 @@ def judge(
     """Weighted kNN (cosine, k = 20, exp(cos / 0.1)), linear probe and collapse of features.
 
     Args:
-      bank: features float32 [n, d] and labels int32 [n] to learn from.
-      query: the same to judge on, or None.
+      bank: features float32 [n, d] and labels int32 [n] (-1: none) to learn from.
+      query: the same to judge on, or None. Without a label in both there are no accuracies.
       classes: number of classes.
     """
     features, labels = bank
@@ -87,6 +95,8 @@ def judge(
     if query is None:
         return Judged(features, features, labels, None, None, None, None, measured)
     test, test_labels = query
+    if not labelled(bank, query):
+        return Judged(features, test, test_labels, None, None, None, None, measured)
     scores = knn.classify(features, labels, test, classes)
     near = knn.accuracy(scores, test_labels)
     line = linear.probe(features, labels, test, test_labels, classes)

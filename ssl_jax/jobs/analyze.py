@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import host
 from ssl_jax.errors import UserError
-from ssl_jax.evaluate import collapse, encoder, knn, linear, probing, similarity
+from ssl_jax.evaluate import collapse, encoder, knn, linear, probing, representation, similarity
 
 NUMBERS = ("alignment", "uniformity", "alignment_and_uniformity", "tolerance", "effective_rank")
 PROBES = ("knn_top1", "linear_top1")
@@ -55,15 +55,15 @@ def correlations(results: list[dict]) -> dict:
       results: of `measure`.
 
     Returns:
-      {'rank_correlation': {probe: {number: Spearman's ρ, None where one of both is constant}}}; {}
-      of fewer than three runs, or without probes.
+      {'rank_correlation': {probe: {number: Spearman's ρ, None where one of both is constant or
+      missing}}}; {} of fewer than three runs, or without probes.
     """
     if len(results) < 3 or not all(probe in r for r in results for probe in PROBES):
         return {}
-    series = {key: [r[key] for r in results] for key in (*NUMBERS, *PROBES)}
+    series = {key: [r.get(key) for r in results] for key in (*NUMBERS, *PROBES)}
 
     def rho(a: str, b: str) -> float | None:
-        if min(len(set(series[a])), len(set(series[b]))) == 1:
+        if None in series[a] or min(len(set(series[a])), len(set(series[b]))) == 1:
             return None
         return similarity.rank_correlation(series[a], series[b])
 
@@ -75,6 +75,8 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict:
     saved = o.restored.saved.config
     part = o.judge or o.learn
     rows = part.rows[encoder.subset(len(part.rows), config.examples)]
+    if len(rows) < 2:
+        raise UserError(f"{part.source.name}: analyze needs two images, there is {len(rows)}")
     pair = similarity.policies(saved, config.policy)
     encode = similarity.compile_encode(saved, pair, config.seed, o.mesh)
     features, labels = encoder.extract(
@@ -94,7 +96,7 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict:
             )
     spectrum = collapse.measure(found[0][0])
     numbers |= {k: float(spectrum[k]) for k in ("feature_std_ratio", "effective_rank")}
-    if len(found) == 2:
+    if len(found) == 2 and representation.labelled(*found):
         scores = knn.classify(*found[0], found[1][0], o.classes, config.k, config.temperature)
         numbers["knn_top1"] = knn.accuracy(scores, found[1][1])["top1"]
         line = linear.probe_at(*found[0], *found[1], o.classes, config.c)

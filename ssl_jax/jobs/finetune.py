@@ -22,6 +22,7 @@ from ssl_jax.errors import UserError, near_misses
 from ssl_jax.evaluate import accuracy, encoder, lowshot, probing, representation
 from ssl_jax.jobs.pretrain import EXIT_STOPPED, stop_requested
 from ssl_jax.methods.protocol import Run
+from ssl_jax.models import positions
 from ssl_jax.report import console, logs
 from ssl_jax.train import layer_decay, loop, optimizers, rules, schedules, supervised
 from ssl_jax.train.state import TrainState, make_create
@@ -58,8 +59,8 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     """Trains encoder and head of every checkpoint with labels; the last state is judged.
 
     A training lives in RUN/finetune, or RUN/finetune_scratch, RUN/finetune_0.1 (a share of the
-    labels), …_holdout: result.json, metrics.jsonl, checkpoints/, job.json. Started again, it
-    continues.
+    labels), RUN/finetune_5shot, …_draw1, …_holdout: result.json, metrics.jsonl, checkpoints/,
+    job.json. Started again, it continues.
 
     Args:
       config: `probing.defaults('finetune')` and the fields of configs/finetune.py.
@@ -74,17 +75,20 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         finite, and see `probing.each`.
     """
     check(config)
-    config.job = folder_name(config)
-    probing.each(config, cluster, functools.partial(finetune, config))
+    config.job = job_name(config)
+    block = 2 if supervised.is_mixed(Mixing(**config.mixing)) else 1
+    rows = config.batch // config.accumulate
+    probing.each(config, cluster, functools.partial(finetune, config), rows=rows, block=block)
     return 0
 
 
-def folder_name(config: ConfigDict) -> str:
-    """'finetune', and what sets a training apart: _scratch, the share of labels, _holdout."""
+def job_name(config: ConfigDict) -> str:
+    """'finetune', and what sets a training apart: _scratch, the labels, the draw of them."""
     parts = ["finetune"]
     parts += ["scratch"] if config.scratch else []
     parts += [f"{config.labels:g}"] if config.labels < 1 else []
-    parts += ["holdout"] if config.split == "holdout" else []
+    parts += [f"{config.shots}shot"] if config.shots is not None else []
+    parts += [f"draw{config.labels_seed}"] if config.labels_seed else []
     return "_".join(parts)
 
 
@@ -109,6 +113,10 @@ def check(config: ConfigDict) -> None:
     for field in ("labels", "layer_decay"):
         if not 0 < config[field] <= 1:
             raise UserError(f"--config.{field} is {config[field]}; it must be above 0, at most 1")
+    if config.shots is not None and (config.shots < 1 or config.labels < 1):
+        raise UserError(
+            f"--config.shots={config.shots} must be at least 1, and --config.labels is then 1"
+        )
     for field in ("erasing.probability", "mixing.probability", "mixing.switch"):
         group, leaf = field.split(".")
         if not 0 <= config[group][leaf] <= 1:
@@ -177,6 +185,8 @@ def finetune(config: ConfigDict, o: probing.Opened) -> dict[str, Any]:
         "finetune_top1": accuracy.top(scores, labels, 1),
         "finetune_top5": accuracy.top(scores, labels, 5),
         "labels": config.labels,
+        "shots": config.shots,
+        "labels_seed": config.labels_seed,
         "scratch": bool(config.scratch),
         "train_examples": plan.labelled,
         "steps": plan.facts.total_steps,
@@ -212,7 +222,7 @@ def assemble(config: ConfigDict, o: probing.Opened) -> Plan:
             f"over {jax.device_count()} devices{' in pairs' if method.block == 2 else ''}; choose "
             f"a multiple of {whole * config.accumulate}"
         )
-    rows = labelled_rows(o.learn, config.labels, config.labels_seed)
+    rows = labelled_rows(o.learn, config.labels, config.shots, config.labels_seed)
     labelled = len(rows)
     if labelled < config.batch:  # repeated until they fill a batch; every copy has its own noise
         rows = np.tile(rows, -(-config.batch // labelled))
@@ -281,25 +291,38 @@ def network_of(config: ConfigDict, saved: ConfigDict) -> dict[str, Any]:
     return model
 
 
-def labelled_rows(part: representation.Part, share: float, seed: int) -> np.ndarray:
-    """The rows to learn from: all of them, or a fixed list of `share` of every class.
+def with_positions(config: ConfigDict, o: probing.Opened) -> Any:
+    """Parameters of the run's encoder; fixed positions among them where they are to be learned."""
+    params, model = o.restored.variables["params"], o.restored.saved.config.model
+    if config.model.positions != "learned" or "positions" in params:
+        return params
+    net = models.make(model)
+    table = positions.sincos(net.width, net.size // net.patch, net.positions)
+    whole = jnp.pad(jnp.asarray(table), ((int(net.token), 0), (0, 0)))  # the class token has none
+    return {**params, "positions": jax.device_put(whole, parallel.replicated(o.mesh))}
 
-    The list needs all labels, so all images of the part are read once where share < 1.
+
+def labelled_rows(
+    part: representation.Part, share: float, shots: int | None, seed: int
+) -> np.ndarray:
+    """The rows to learn from: all, or a fixed list of `share` or `shots` labels of every class.
+
+    A list needs all labels, so all images of the part are read once for it; they also are where
+    some of a sample have no label, which are then left out.
 
     Returns:
       int64 [n], ascending.
 
     Raises:
-      UserError: see `lowshot.fraction`.
+      UserError: see `lowshot.fraction` and `lowshot.shots`.
     """
+    if shots is not None:
+        return part.rows[lowshot.shots(probing.labels_of(part), shots, seed)]
     if share == 1:
-        return part.rows
-    picked = part.source._replace(
-        examples=len(part.rows), read=lambda i: part.source.read(part.rows[i])
-    )
-    with loader.in_order(picked, batch=1_000) as batches:
-        labels = np.concatenate([b["label"] for b in batches])[: len(part.rows)]
-    return part.rows[lowshot.fraction(labels, share, seed)]
+        sample = part._replace(rows=part.rows[encoder.subset(len(part.rows), 1_000)])
+        if (probing.labels_of(sample) >= 0).all():
+            return part.rows
+    return part.rows[lowshot.fraction(probing.labels_of(part), share, seed)]
 
 
 def claim(config: ConfigDict, o: probing.Opened, facts: Run, manager) -> None:
@@ -357,7 +380,7 @@ def begin(config: ConfigDict, o: probing.Opened, plan: Plan, manager) -> tuple[T
     state = plan.create(jax.random.key(config.seed))
     if config.scratch:
         return state, 0
-    learned = o.restored.variables
+    learned = {**o.restored.variables, "params": with_positions(config, o)}
     names = [rules.name_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(learned["params"])]
     for pattern in config.fresh:
         if not any(re.search(pattern, name) for name in names):

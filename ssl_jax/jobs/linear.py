@@ -12,6 +12,7 @@ from ssl_jax.evaluate import encoder, linear, linear_sgd, probing
 from ssl_jax.models.vit import ViT
 
 SOLVERS = ("lbfgs", "sgd")
+INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
@@ -41,13 +42,19 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         raise UserError(
             f"--config.solver is {config.solver!r}.{near_misses(config.solver, SOLVERS)}"
         )
+    for field in ("interpolation", "crop_interpolation"):
+        if config[field] not in INTERPOLATIONS:
+            hint = near_misses(config[field], INTERPOLATIONS)
+            raise UserError(f"--config.{field} is {config[field]!r}.{hint}")
     if config.augment and config.solver != "sgd":
         raise UserError("--config.augment needs epochs: add --config.solver=sgd")
     linear_sgd.complete(config.sgd)
 
     def measure(o: probing.Opened) -> dict[str, Any]:
         features = summary(o.restored.saved.config.model, config.blocks, config.average)
-        encode = encoder.compile_encode(o.restored.saved.config, o.mesh, features)
+        encode = encoder.compile_encode(
+            o.restored.saved.config, o.mesh, features, config.interpolation
+        )
         began = time.perf_counter()
         (train, train_labels), (test, test_labels) = (
             encoder.extract(encode, o.restored.variables, *part, config.batch, o.cluster)
@@ -138,6 +145,7 @@ def augmented(o: probing.Opened, config: ConfigDict, features):
         mean=view.mean,
         std=view.std,
         area=config.crop_area,
+        interpolation=config.crop_interpolation,
         flip=config.flip,
     )
     encode = encoder.compile_augmented(

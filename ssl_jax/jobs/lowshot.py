@@ -39,12 +39,16 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         raise UserError("--config.shares and --config.shots are both empty; give one of them")
 
     def measure(o: probing.Opened) -> dict[str, Any]:
-        f = probing.features(o, config.batch, config.features)
+        # Lists are drawn from all labels; of the images only the listed ones are encoded.
+        labels, seeds = probing.labels_of(o.learn), range(config.seed, config.seed + config.draws)
+        lists = drawn(labels, config.shares, config.shots, seeds)
+        rows = np.unique(np.concatenate([rows for draws in lists.values() for rows, _ in draws]))
+        listed = o._replace(learn=o.learn._replace(rows=o.learn.rows[rows]))
+        f = probing.features(listed, config.batch, config.features)
         means: dict[str, float] = {}
         draws: dict[str, list[float]] = {}
-        seeds = range(config.seed, config.seed + config.draws)
-        for which, lists in drawn(f.train_labels, config.shares, config.shots, seeds).items():
-            found = [on(f, rows, o.classes, config, seed) for rows, seed in lists]
+        for which, of in lists.items():
+            found = [on(f, np.searchsorted(rows, few), o.classes, config, s) for few, s in of]
             for probe in ("linear", "knn"):
                 key = f"{probe}_top1_{which}"
                 draws[key] = [one[probe] for one in found]

@@ -195,6 +195,8 @@ def look(e: Experiment, state: TrainState, logged: Mapping[str, float]) -> dict[
         seen["alarm"] = alarm
     if query is not None and np.isfinite(features).all():
         test, test_labels = encoder.extract(e.encode, variables, *query, size, e.cluster)
+        if not representation.labelled((features, labels), (test, test_labels)):
+            return seen
         scores = knn.classify(features, labels, test, e.train.classes)
         seen["knn_top1"] = knn.accuracy(scores, test_labels)["top1"]
         if e.config.monitor.linear > 0:

@@ -58,18 +58,22 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict[str, float]:
     own = np.arange(len(features)) if alone else np.full(len(features), -1)
     query = retrieval.Query(features, labels, own)
     found = {}
-    if o.judge is not None:
+    judged = o.judge is not None and representation.labelled(
+        (gallery, gallery_labels), (features, labels)
+    )
+    if judged:
         found = retrieval.measure(gallery, gallery_labels, query, tuple(config.ks), o.mesh)
     elif jax.process_index() == 0:
         print(f"{o.dataset} has no labels: no recall, the picture alone")
     if config.shown:
-        draw(o, config, query_part, query, gallery_part, gallery, gallery_labels)
+        draw(o, config, judged, query_part, query, gallery_part, gallery, gallery_labels)
     return found
 
 
 def draw(
     o: probing.Opened,
     config: ConfigDict,
+    judged: bool,
     query_part: representation.Part,
     query: retrieval.Query,
     gallery_part: representation.Part,
@@ -79,7 +83,7 @@ def draw(
     """Writes neighbours.png: queries, and beside each the nearest images of the gallery."""
     from ssl_jax.report import pictures
 
-    judged = o.judge is not None  # then what has no label is neither shown nor found
+    # Where there are labels, what has none is neither shown nor found.
     known = gallery_labels >= 0 if judged else np.ones(len(gallery), bool)
     rows = np.flatnonzero(query.labels >= 0) if judged else np.arange(len(query.labels))
     rows = rows[retrieval.pick(query.labels[rows], config.shown, config.seed)]

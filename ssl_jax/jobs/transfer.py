@@ -70,8 +70,7 @@ def named(config: ConfigDict) -> dict[str, str]:
     for source in (config.sources or "").split(","):
         if not (source := source.strip()):
             continue
-        kind, _, rest = source.partition(":")
-        short = os.path.basename(rest.rstrip("/")) if kind == "folder" else (rest or kind)
+        short = probing.short_name(source)
         if short in given:
             raise UserError(
                 f"--config.sources: {given[short]} and {source} are both called {short}"
@@ -84,24 +83,13 @@ def named(config: ConfigDict) -> dict[str, str]:
     return given
 
 
-def elsewhere(config: ConfigDict, run: pathlib.Path, source: str) -> ConfigDict:
-    """The job's config with another data.source.
-
-    Names of splits that the run's config holds are those of the run's own data set.
-    """
-    changed = config.copy_and_resolve_references()
-    changed.data.source = source
-    if source != workdir.read_config(run).config.data.source:
-        changed.data.train_split = config.data.train_split or "train"
-        changed.data.test_split = config.data.test_split or "test"
-    return changed
-
-
 def one(
     config: ConfigDict, run: pathlib.Path, cluster: host.Cluster, key: str, source: str
 ) -> dict[str, Any]:
     """A row of the table: a data set with one label an image."""
-    o = probing.open_run(elsewhere(config, run, source), run, cluster)
+    changed = config.copy_and_resolve_references()
+    changed.data.source = source
+    o = probing.open_run(changed, run, cluster)
     f = probing.features(o, config.batch)
     line = linear.probe(
         f.train,
@@ -122,7 +110,7 @@ def one(
         "classes": o.classes,
         "train_examples": len(f.train),
         "test_examples": len(f.test),
-        "judged_on": "holdout" if o.judge.source is o.learn.source else "test",
+        "judged_on": probing.judged_on(o),
         "linear_top1": line["top1"],
         "per_class_accuracy": line["mean_per_class"],
         "knn_top1": knn.accuracy(scores, f.test_labels)["top1"],
@@ -140,11 +128,11 @@ def several(config: ConfigDict, run: pathlib.Path, cluster: host.Cluster) -> dic
     """
     file = pathlib.Path(os.path.expanduser(config.multilabel)).absolute()
     names, targets = read_targets(file)
-    changed = elsewhere(config, run, f"folder:{file.parent}")
+    changed = config.copy_and_resolve_references()
+    changed.data.source = f"folder:{file.parent}"
     changed.data.labels = False  # sub-folders, if any, are no classes
     o = probing.open_run(changed, run, cluster, labels=False)
-    data = o.restored.saved.config.data.copy_and_resolve_references()
-    data.update({k: v for k, v in changed.data.items() if v is not None})
+    data = probing.data_of(o.restored.saved.config.data, changed.data, labels=False)
     train, test = o.learn.source, None
     if config.split == "test":
         try:
@@ -267,7 +255,9 @@ def conclude(
     }
     if jax.process_index() > 0:
         return result
-    place = pathlib.Path(config.workdir) if alone and config.workdir else run / config.job
+    place = (
+        pathlib.Path(config.workdir) if alone and config.workdir else run / probing.name_of(config)
+    )
     workdir.write_json(place / "result.json", result)
     print(f"transfer of {saved.config.method.name} after {result['step']:,} steps, in %")
     print("\n".join(table(single, multi, flat)))

@@ -73,6 +73,8 @@ def test_how_the_numbers_go_with_the_probes():
     assert found["knn_top1"]["tolerance"] is None  # constant
     assert set(found["linear_top1"].values()) == {None}
     assert analyze_job.correlations(runs[:2]) == {}
+    del runs[0]["tolerance"]  # no two images of one class
+    assert analyze_job.correlations(runs)["rank_correlation"]["knn_top1"]["tolerance"] is None
     assert analyze_job.correlations([*runs, numbers]) == {}
 
 

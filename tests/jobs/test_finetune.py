@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,9 @@ from ssl_jax import augment, checkpoint, models, parallel
 from ssl_jax import config as configs
 from ssl_jax.augment.erasing import Erasing
 from ssl_jax.augment.mixing import Mixing, soft_targets
-from ssl_jax.evaluate import encoder
+from ssl_jax.data.protocol import Source
+from ssl_jax.errors import UserError
+from ssl_jax.evaluate import encoder, representation
 from ssl_jax.jobs import finetune
 from ssl_jax.methods.protocol import Context
 from ssl_jax.report import logs
@@ -162,6 +165,68 @@ def test_few_labels_of_several_runs(runs, tmp_path, capsys):
     assert "finetune_0.1_holdout of 2 runs" in capsys.readouterr().out
 
 
+def test_the_labels_that_are_asked_for():
+    labels = np.array([0, 1, -1, 1, 0, -1, 1, 0, 1])
+    blank = np.zeros((1, 1, 1), np.uint8)
+
+    def source(labels):
+        def read(rows):
+            image = np.broadcast_to(blank, (len(rows), 1, 1, 1))
+            return {"image": image, "index": rows, "label": labels[rows].astype(np.int32)}
+
+        return Source("a set", len(labels), 2, (1, 1, 1), read, list)
+
+    part = representation.Part(source(labels), np.arange(1, 9))
+    assert finetune.labelled_rows(part, 1.0, None, 0).tolist() == [1, 3, 4, 6, 7, 8]
+    whole = representation.Part(source(np.abs(labels)), np.arange(1, 9))
+    assert finetune.labelled_rows(whole, 1.0, None, 0).tolist() == list(range(1, 9))
+    for rows in (
+        finetune.labelled_rows(part, 0.5, None, 0),  # half of two zeros, half of four ones
+        finetune.labelled_rows(part, 1.0, 1, 0),
+    ):
+        assert sorted(labels[rows].tolist()) in ([0, 1, 1], [0, 1])
+    with pytest.raises(UserError, match="no training row has a label"):
+        finetune.labelled_rows(representation.Part(source(labels * 0 - 1), part.rows), 1.0, None, 0)
+
+
+def test_every_training_has_a_folder_of_its_own():
+    config, _ = configs.load("configs/finetune.py")
+    names = [finetune.job_name(config)]
+    for field, value in (("labels", 0.1), ("labels_seed", 2), ("scratch", True)):
+        config[field] = value
+        names.append(finetune.job_name(config))
+    config.labels, config.shots = 1.0, 5
+    names.append(finetune.job_name(config))
+    assert names == [
+        "finetune",
+        "finetune_0.1",
+        "finetune_0.1_draw2",
+        "finetune_scratch_0.1_draw2",
+        "finetune_scratch_5shot_draw2",
+    ]
+
+
+def test_fixed_positions_are_where_learned_ones_begin():
+    config, _ = configs.load("configs/finetune.py:mae_vit_base")
+    fields = {"name": "vit", "size": 8, "patch": 4, "width": 8, "depth": 1, "heads": 2}
+    fixed, learned = (models.make({**fields, "positions": p}) for p in ("sincos_mae", "learned"))
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    variables = jax.jit(fixed.init)(jax.random.key(1), x)
+    opened = types.SimpleNamespace(
+        restored=types.SimpleNamespace(
+            variables=variables,
+            saved=types.SimpleNamespace(config=types.SimpleNamespace(model=fields)),
+        ),
+        mesh=parallel.mesh(),
+    )
+    params = finetune.with_positions(config, opened)
+    shapes = jax.eval_shape(learned.init, jax.random.key(1), x)["params"]
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda p: p.shape, shapes)
+    np.testing.assert_allclose(learned.apply({"params": params}, x), fixed.apply(variables, x))
+    config.model.positions = None
+    assert finetune.with_positions(config, opened) is variables["params"]
+
+
 def test_a_vit_drops_the_same_paths_on_any_devices():
     """DropPath, λ of every image, erasing and crops: all noise belongs to the example."""
     losses = {}
@@ -208,6 +273,7 @@ def test_a_loss_that_is_not_finite_stops(runs, tmp_path, capsys):
         (("--config.mixing.mode=pair",), "Known: batch, elem"),
         (("--config.head=zero",), "Did you mean zeros?"),
         (("--config.steps=0",), "above 0"),
+        (("--config.shots=3", "--config.labels=0.5"), "--config.labels is then 1"),
         (("--config.model.drop_path=0.1",), "no such field"),
         (("--config.fresh=('nothing',)",), "no parameter that fits 'nothing'"),
         (("--config.fresh=('(',)",), "no regular expression"),

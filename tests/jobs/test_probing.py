@@ -3,8 +3,13 @@
 import json
 import statistics
 
+import numpy as np
 import pytest
 import tiny_run
+from PIL import Image
+
+from ssl_jax import config as configs
+from ssl_jax.evaluate import probing, representation
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +49,7 @@ def test_the_holdout_is_of_train(runs, tmp_path):
         ("{0}/0,{0}/0", (), "2 times"),
         ("{0}/0", ("--config.split=tests",), "Did you mean test?"),
         ("{0}/0", ("--config.features=pixel",), "Did you mean pixels?"),
+        ("{0}/0", ("--config.test_examples=0",), "test_examples is 0; it must be at least 1"),
     ],
 )
 def test_a_mistake_is_one_line(runs, capsys, checkpoint, more, message):
@@ -61,3 +67,84 @@ def test_the_baselines_are_those_of_the_run(runs):
         assert found["features"] == which
         assert found["knn_top1"] == own["baselines"][which]["knn_top1"]
     assert own["baselines"]["pixels"]["knn_top1"] != own["knn_top1"]
+
+
+def test_every_question_has_a_folder_of_its_own(runs, capsys):
+    """Neither the hold-out nor the baseline nor other images write over the result on test."""
+    assert tiny_run.probe("knn", runs / "1") == 0
+    before = (runs / "1" / "knn" / "result.json").read_bytes()
+    assert tiny_run.probe("knn", runs / "1", "--config.split=holdout") == 0
+    assert tiny_run.probe("knn", runs / "1", "--config.data.source=synthetic") == 0
+    assert (runs / "1" / "knn" / "result.json").read_bytes() == before
+    for folder in ("knn_holdout", "knn_synthetic"):
+        assert (runs / "1" / folder / "result.json").exists()
+    assert "500 of the 4,000 images of digits train (--config.train_examples)" in (
+        capsys.readouterr().out
+    )
+
+
+def test_names_of_folders():
+    config = probing.defaults("knn")
+    config.features = "pixels"
+    assert probing.name_of(config) == "knn_pixels"
+    config.split, config.data.source = "holdout", "folder:/a/flowers/"
+    assert probing.name_of(config) == "knn_pixels_flowers_holdout"
+    assert probing.short_name("tfds:imagenet2012_subset/1pct") == "imagenet2012_subset_1pct"
+
+
+def test_names_of_splits_go_with_their_set():
+    saved = configs.defaults().data
+    saved.test_split = "validation"
+    asked = probing.defaults("knn").data
+    assert probing.data_of(saved, asked, labels=True).test_split == "validation"
+    asked.source = "tfds:cifar10"
+    found = probing.data_of(saved, asked, labels=True)
+    assert (found.train_split, found.test_split) == ("train", "test")
+    asked.test_split = "val"
+    assert probing.data_of(saved, asked, labels=True).test_split == "val"
+    asked.source = "folder:/a"
+    assert probing.data_of(saved, asked, labels=True).labels is True
+    assert probing.data_of(saved, asked, labels=False).labels == saved.labels
+
+
+def pictures(folder, names):
+    r = np.random.default_rng(0)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(r.integers(0, 255, (28, 28), np.uint8)).save(folder / name)
+    return f"--config.data.source=folder:{folder}"
+
+
+def test_without_a_test_split_it_says_holdout(runs, tmp_path, capsys):
+    source = pictures(tmp_path / "set", [f"{c}/{i}.png" for c in "ab" for i in range(10)])
+    where = f"--workdir={tmp_path / 'w'}"
+    assert tiny_run.probe("knn", runs / "0", source, where) == 0
+    assert json.loads((tmp_path / "w" / "result.json").read_text())["judged_on"] == "holdout"
+    assert "16 training and 4 held-out training images" in capsys.readouterr().out
+    # A test split that was asked for by its name must be there.
+    assert tiny_run.probe("knn", runs / "0", source, "--config.data.test_split=val") == 2
+    assert "has no test split" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "names, job, message",
+    [
+        (["a/0.png"], "knn", "1 image(s): too few to learn from some and to be judged on others"),
+        (["0.png"], "analyze", "analyze needs two images, there is 1"),
+    ],
+)
+def test_a_set_of_one_picture_is_one_line(runs, tmp_path, capsys, names, job, message):
+    assert tiny_run.probe(job, runs / "0", pictures(tmp_path, names)) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+def test_classes_without_a_label_are_no_accuracy():
+    """As the unlabelled split of STL-10: ten classes, and every label -1."""
+    r = np.random.default_rng(0)
+    x, y = (r.normal(size=(n, 4)).astype(np.float32) for n in (30, 10))
+    known, none = np.arange(10) % 3, np.full(30, -1)
+    judged = representation.judge((x, none), (y, known), 3)
+    assert judged.knn_top1 is judged.linear_top1 is judged.predicted is None
+    assert judged.collapse["feature_std"] > 0
+    assert representation.judge((x, np.arange(30) % 3), (y, known), 3).knn_top1 is not None

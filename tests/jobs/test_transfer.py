@@ -78,15 +78,6 @@ def test_one_table(finished, several, tmp_path, capsys):
     assert near["knn_top1"] == digits["knn_top1"]
 
 
-def test_names_of_splits_are_those_of_the_runs_own_set(finished):
-    config, _ = configs.load("configs/transfer.py")
-    own, other = (transfer.elsewhere(config, finished, s).data for s in ("digits", "tfds:mnist"))
-    assert own.test_split is None  # open_run takes the run's
-    assert (other.train_split, other.test_split) == ("train", "test")
-    config.data.test_split = "validation"
-    assert transfer.elsewhere(config, finished, "tfds:mnist").data.test_split == "validation"
-
-
 def test_names_of_data_sets():
     config, _ = configs.load("configs/transfer.py")
     config.sources = "digits, folder:/a/flowers/,tfds:cifar10"
