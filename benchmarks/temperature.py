@@ -4,7 +4,8 @@
                                      [--at-once 2]
 
 For each temperature and seed, `python -m ssl_jax.main --config configs/simclr.py:digits` and then
-`configs/analyze.py` with the views of `digits`, each in a process of its own under --runs; what is
+`configs/analyze.py` with the views of `digits`, of the embeddings behind the projector, which the
+loss compares, and of the encoder's features; each in a process of its own under --runs; what is
 finished is not repeated. Prints mean ± sd over the seeds.
 """
 
@@ -18,6 +19,7 @@ import sys
 from benchmarks import cores
 
 COLUMNS = ("alignment", "uniformity", "tolerance", "effective_rank", "knn_top1", "linear_top1")
+FEATURES = {"projector": "embeddings", "learned": "features of the encoder"}
 
 
 def run(*words: str) -> None:
@@ -32,25 +34,28 @@ def run(*words: str) -> None:
         sys.exit(f"{' '.join(command)}\n{done.stdout}")
 
 
-def measure(temperature: float, seed: int, runs: pathlib.Path) -> dict[str, float]:
-    """The numbers of one run."""
+def measure(temperature: float, seed: int, runs: pathlib.Path) -> dict[str, dict[str, float]]:
+    """The numbers of one run, for each of FEATURES."""
     folder = runs / f"simclr_t{temperature:g}_{seed}"
     run(
         *("--config", "configs/simclr.py:digits", f"--config.method.temperature={temperature}"),
         *(f"--config.seed={seed}", "--config.report=False", f"--workdir={folder}"),
     )
-    if not (folder / "analyze" / "result.json").exists():
-        run(
-            *("--config", "configs/analyze.py", f"--config.checkpoint={folder}"),
-            "--config.policy=digits",
-        )
-    pretrained = json.loads((folder / "result.json").read_text())
-    analyzed = json.loads((folder / "analyze" / "result.json").read_text())
-    return {**analyzed, "linear_top1": pretrained["linear_top1"]}
+    found = {}
+    for features in FEATURES:
+        file = folder / f"analyze_{features}" / "result.json"
+        if not file.exists():
+            run(
+                *("--config", "configs/analyze.py", f"--config.checkpoint={folder}"),
+                *("--config.policy=digits", f"--config.features={features}"),
+                f"--workdir={file.parent}",
+            )
+        found[features] = json.loads(file.read_text())
+    return found
 
 
 def main() -> None:
-    """Runs what is missing and prints a line for each temperature."""
+    """Runs what is missing and prints a table of each kind of features."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--temperatures", nargs="+", type=float, default=[0.02, 0.05, 0.2, 1.0, 5.0]
@@ -59,22 +64,28 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=1, help="runs that share the cores")
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs") / "temperature")
     arguments = parser.parse_args()
-    print("| temperature | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
     with cores.pool(arguments.at_once) as pool:
         started = {
             t: [pool.submit(measure, t, seed, arguments.runs) for seed in arguments.seeds]
             for t in arguments.temperatures
         }
-        for temperature, seeds in started.items():
-            found = [seed.result() for seed in seeds]
-            cells = []
-            for column in COLUMNS:
-                scale, digits = (100, 1) if "top1" in column else (1, 2)
-                values = [scale * f[column] for f in found]
-                mean = f"{statistics.mean(values):.{digits}f}"
-                sd = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-                cells.append(mean + sd)
-            print(f"| {temperature:g} | " + " | ".join(cells) + " |", flush=True)
+        found = {t: [seed.result() for seed in seeds] for t, seeds in started.items()}
+    for features, title in FEATURES.items():
+        print(f"\n{title}\n")
+        print("| temperature | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
+        for temperature, seeds in found.items():
+            print(line(temperature, [seed[features] for seed in seeds]))
+
+
+def line(temperature: float, seeds: list[dict[str, float]]) -> str:
+    """A line of the table, mean ± sd over the seeds."""
+    cells = []
+    for column in COLUMNS:
+        scale, digits = (100, 1) if "top1" in column else (1, 2)
+        values = [scale * seed[column] for seed in seeds]
+        sd = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        cells.append(f"{statistics.mean(values):.{digits}f}{sd}")
+    return f"| {temperature:g} | " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":

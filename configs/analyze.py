@@ -21,6 +21,7 @@ from ssl_jax.evaluate import probing
 def get_config() -> ConfigDict:
     """4,000 images, two views each."""
     c = probing.defaults("analyze")
+    c.features = "learned"  # learned | projector: what the loss compares | untrained
     c.examples = 4_000  # most images that pairs are made of; memory grows with its square
     c.policy = ""  # of both views (ssl_jax/augment/policies.py); '': the run's own augmentation
     c.seed = 0  # of the views

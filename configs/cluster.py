@@ -14,7 +14,7 @@ from ssl_jax.evaluate import probing
 def get_config() -> ConfigDict:
     """Spherical k-means, as many clusters as classes, the best of 10 starts."""
     c = probing.defaults("cluster")
-    c.features = "learned"  # learned | untrained: as the run began | pixels: no encoder
+    c.features = "learned"  # learned | projector | untrained: as the run began | pixels
     c.geometry = "spherical"  # by cosine; euclidean: by distance
     c.standardise = False  # every feature to mean 0 and deviation 1 of the training images first
     c.clusters = config_dict.placeholder(int)  # None: as many as classes

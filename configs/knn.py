@@ -16,7 +16,7 @@ from ssl_jax.evaluate import probing
 def get_config() -> ConfigDict:
     """Cosine, k = 20, weights exp(cos / 0.1)."""
     c = probing.defaults("knn")
-    c.features = "learned"  # learned | untrained: as the run began | pixels: no encoder
+    c.features = "learned"  # learned | projector | untrained: as the run began | pixels
     c.k = 20  # neighbours that vote
     c.temperature = 0.1  # of the weights exp(cos / temperature); 0.07 in InstDisc and DINO
     c.grid_k = ()  # also tried, as a table; (): k alone

@@ -21,7 +21,7 @@ from ssl_jax.evaluate import linear, probing
 def get_config() -> ConfigDict:
     """Five draws of every list."""
     c = probing.defaults("lowshot")
-    c.features = "learned"  # learned | untrained: as the run began | pixels: no encoder
+    c.features = "learned"  # learned | projector | untrained: as the run began | pixels
     c.train_examples = 2_000_000  # lists are drawn from all; only what is listed is encoded
     c.seed = 0  # of the first draw; the others follow
     c.draws = 5

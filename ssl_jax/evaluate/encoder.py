@@ -16,6 +16,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.evaluate import features
 from ssl_jax.methods import METHODS
 from ssl_jax.methods.protocol import Method
+from ssl_jax.models import heads
 from ssl_jax.train.state import TrainState, make_create
 
 
@@ -127,6 +128,39 @@ def last_blocks(blocks: int, average: bool) -> Callable[[Any, Any, jax.Array], j
         return jnp.concatenate([parts, jnp.mean(patches[:, -1], 1)], 1)  # [b, N, D] -> [b, D]
 
     return features
+
+
+def projected(config: ConfigDict) -> Callable[[Any, Any, jax.Array], jax.Array]:
+    """Embeddings behind the projector, to be given to `compile_encode` with its variables.
+
+    Args:
+      config: of the run.
+
+    Returns:
+      (encoder, variables of `with_projector`, x [b, h, w, C]) -> float32 [b, d].
+
+    Raises:
+      UserError: the method has no projector that is an MLP on the encoder's features.
+    """
+    fields = config.method.get("projector")
+    if not isinstance(fields, ConfigDict) or "widths" not in fields:
+        raise UserError(f"{config.method.name} has no projector; use --config.features=learned")
+
+    def features(model, variables, x):
+        h = pooled(model, variables["encoder"], x)
+        projector = heads.MLP(**fields, dtype=model.dtype)
+        return projector.apply(variables["projector"], h, train=False)
+
+    return features
+
+
+def with_projector(method: Method, state: TrainState) -> dict[str, Any]:
+    """Variables of encoder and projector, for `restore`."""
+    params, stats = state.params["projector"], state.state["projector"]
+    return {
+        "encoder": method.encoder(state.params, state.state),
+        "projector": {"params": params, "batch_stats": stats},
+    }
 
 
 def _outputs(features: jax.Array, rows: Any) -> dict[str, jax.Array]:

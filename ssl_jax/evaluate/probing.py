@@ -20,7 +20,8 @@ from ssl_jax.errors import UserError, near_misses
 from ssl_jax.evaluate import encoder, representation
 
 SPLITS = ("test", "holdout")
-FEATURES = ("learned", "untrained", "pixels")  # `config.features` of the jobs that have it
+# `config.features` of the jobs that have it: see `features`.
+FEATURES = ("learned", "projector", "untrained", "pixels")
 # Numbers of a result that say what was done: not averaged.
 FACTS = (
     *("seed", "step", "train_examples", "test_examples", "classes"),
@@ -299,17 +300,14 @@ def features(o: Opened, batch: int, which: str = "learned") -> Features:
     Args:
       o: a run with labels.
       batch: images at a time over all devices.
-      which: of FEATURES. 'learned': the encoder's; the others are the baselines: 'untrained', the
-        encoder's as the run began; 'pixels', none (`representation.pixels`).
+      which: of FEATURES. 'pixels': no encoder, `representation.pixels`; else see `network`.
     """
     began = time.perf_counter()
     if which == "pixels":
         both = [representation.pixels(part) for part in (o.learn, o.judge)]
     else:
-        saved, variables = o.restored.saved, o.restored.variables
-        if which == "untrained":
-            variables = encoder.untrained(saved, o.mesh)
-        encode = encoder.compile_encode(saved.config, o.mesh)
+        variables, read = network(o, which)
+        encode = encoder.compile_encode(o.restored.saved.config, o.mesh, read)
         both = [
             encoder.extract(encode, variables, *part, batch, o.cluster)
             for part in (o.learn, o.judge)
@@ -317,6 +315,29 @@ def features(o: Opened, batch: int, which: str = "learned") -> Features:
     seconds = time.perf_counter() - began
     (train, train_labels), (test, test_labels) = both
     return Features(train, train_labels, test, test_labels, (len(train) + len(test)) / seconds)
+
+
+def network(o: Opened, which: str) -> tuple[Any, Callable[[Any, Any, jax.Array], jax.Array] | None]:
+    """What makes the features of a run.
+
+    Args:
+      o: the run.
+      which: 'learned': the encoder; 'untrained': the encoder as the run began; 'projector': the
+        embeddings that the loss compares, the projector behind the encoder.
+
+    Returns:
+      (variables, features) for `encoder.compile_encode`.
+
+    Raises:
+      UserError: 'projector' of a method without one.
+    """
+    saved = o.restored.saved
+    if which == "untrained":
+        return encoder.untrained(saved, o.mesh), None
+    if which == "projector":
+        read = encoder.projected(saved.config)
+        return encoder.restore(o.run, o.mesh, encoder.with_projector).variables, read
+    return o.restored.variables, None
 
 
 def conclude(o: Opened, config: ConfigDict, found: Mapping[str, Any]) -> dict[str, Any]:

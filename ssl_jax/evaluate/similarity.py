@@ -14,6 +14,7 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models, parallel
+from ssl_jax.evaluate import encoder
 from ssl_jax.losses import align_uniform
 
 BINS = 80  # of the histograms, over [−1, 1]
@@ -55,7 +56,11 @@ def policies(config: ConfigDict, name: str) -> tuple[augment.Policy, augment.Pol
 
 
 def compile_encode(
-    config: ConfigDict, pair: tuple[augment.Policy, augment.Policy], seed: int, mesh: Any
+    config: ConfigDict,
+    pair: tuple[augment.Policy, augment.Policy],
+    seed: int,
+    mesh: Any,
+    features: Callable[[Any, Any, jax.Array], jax.Array] | None = None,
 ) -> Callable[[Any, Any], dict[str, jax.Array]]:
     """Compiles the encoder on two random views of every image, in evaluation mode.
 
@@ -66,17 +71,19 @@ def compile_encode(
       pair: of `policies`.
       seed: of the views.
       mesh: from `parallel.mesh()`.
+      features: as for `encoder.compile_encode`.
 
     Returns:
       what `encoder.compile_encode` returns, with features float32 [B, 2, d].
     """
+    features = features or encoder.pooled
     model = models.make(config.model)
 
     def encode(variables, rows):
         key = jax.random.key(seed)
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 2))(rows["index"])
         views = [augment.apply(p, keys[:, i], rows["image"]) for i, p in enumerate(pair)]
-        out = [model.apply(variables, v, train=False).astype(jnp.float32) for v in views]
+        out = [features(model, variables, v).astype(jnp.float32) for v in views]
         return {
             "image": jnp.stack(out, 1),  # [b, 2, d]
             "label": rows["label"],

@@ -13,7 +13,7 @@ PROBES = ("knn_top1", "linear_top1")
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
-    """Measures the encoder's features of two views of every image (evaluate/similarity.py).
+    """Measures the features of two views of every image (evaluate/similarity.py).
 
     Where labels exist, kNN and a linear probe are measured as well, and over three runs or more
     Spearman's rank correlation of each number with them.
@@ -33,6 +33,8 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     """
     if config.examples < 2 or min(config.temperatures, default=1) <= 0:
         raise UserError("--config.examples must be at least 2, every --config.temperatures above 0")
+    if config.features == "pixels":
+        raise UserError("--config.features=pixels: analyze looks at networks; knn takes pixels")
     results = probing.each(
         config, cluster, lambda o: measure(o, config), labels=False, compare=correlations
     )
@@ -78,22 +80,21 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict:
     if len(rows) < 2:
         raise UserError(f"{part.source.name}: analyze needs two images, there is {len(rows)}")
     pair = similarity.policies(saved, config.policy)
-    encode = similarity.compile_encode(saved, pair, config.seed, o.mesh)
+    variables, read = probing.network(o, config.features)
+    encode = similarity.compile_encode(saved, pair, config.seed, o.mesh, read)
     features, labels = encoder.extract(
-        encode, o.restored.variables, part.source, rows, config.batch, o.cluster
+        encode, variables, part.source, rows, config.batch, o.cluster
     )
     if not np.isfinite(features).all():
         raise UserError(f"{o.run}: the features are not all finite; the encoder diverged")
     x, y = similarity.unit(features[:, 0]), similarity.unit(features[:, 1])
     numbers, histograms = similarity.measure(x, y, labels, config.alpha, config.t)
     numbers["alignment_and_uniformity"] = numbers["alignment"] + numbers["uniformity"]
-    whole = encoder.compile_encode(saved, o.mesh)
+    whole = encoder.compile_encode(saved, o.mesh, read)
     found = []
     for images in (o.learn, o.judge):
         if images is not None:
-            found.append(
-                encoder.extract(whole, o.restored.variables, *images, config.batch, o.cluster)
-            )
+            found.append(encoder.extract(whole, variables, *images, config.batch, o.cluster))
     spectrum = collapse.measure(found[0][0])
     numbers |= {k: float(spectrum[k]) for k in ("feature_std_ratio", "effective_rank")}
     if len(found) == 2 and representation.labelled(*found):
@@ -113,6 +114,7 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict:
         )
     return {
         **numbers,
+        "features": config.features,
         "views": config.policy or "the run's own",
         "hardness": hardness,
         "histograms": {k: v if v is None else v.tolist() for k, v in histograms._asdict().items()},

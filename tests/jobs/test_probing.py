@@ -3,13 +3,16 @@
 import json
 import statistics
 
+import jax
 import numpy as np
 import pytest
 import tiny_run
 from PIL import Image
 
 from ssl_jax import config as configs
-from ssl_jax.evaluate import probing, representation
+from ssl_jax import models, parallel
+from ssl_jax.errors import UserError
+from ssl_jax.evaluate import encoder, probing, representation
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +151,29 @@ def test_classes_without_a_label_are_no_accuracy():
     assert judged.knn_top1 is judged.linear_top1 is judged.predicted is None
     assert judged.collapse["feature_std"] > 0
     assert representation.judge((x, np.arange(30) % 3), (y, known), 3).knn_top1 is not None
+
+
+def test_embeddings_behind_the_projector(runs, capsys):
+    """By hand: linear, BatchNorm with running statistics, ReLU, linear, scale of a BatchNorm."""
+    mesh = parallel.mesh()
+    both = encoder.restore(runs / "0", mesh, encoder.with_projector)
+    x = jax.random.normal(jax.random.key(0), (4, 28, 28, 1))
+    model = models.make(both.saved.config.model)
+    found = encoder.projected(both.saved.config)(model, both.variables, x)
+
+    variables = jax.tree.map(np.asarray, both.variables["projector"])
+    h = np.asarray(encoder.pooled(model, both.variables["encoder"], x))
+    for i, last in enumerate((False, True)):
+        p, norm = (variables["params"][f"{name}{i}"] for name in ("linear", "norm"))
+        stats = variables["batch_stats"][f"norm{i}"]
+        h = h @ p["kernel"] + p.get("bias", 0)
+        h = (h - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * norm["scale"] + norm.get("bias", 0)
+        h = h if last else np.maximum(h, 0)
+    np.testing.assert_allclose(found, h, rtol=1e-4, atol=1e-5)
+
+    assert tiny_run.probe("knn", runs / "0", "--config.features=projector") == 0
+    behind = json.loads((runs / "0" / "knn_projector" / "result.json").read_text())
+    own = json.loads((runs / "0" / "result.json").read_text())
+    assert 0.1 < behind["knn_top1"] != own["knn_top1"]
+    with pytest.raises(UserError, match="mae has no projector"):
+        encoder.projected(configs.load("configs/mae.py:digits")[0])
