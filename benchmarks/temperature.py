@@ -6,7 +6,8 @@
 For each temperature and seed, `python -m ssl_jax.main --config configs/simclr.py:digits` and then
 `configs/analyze.py` with the views of `digits`, of the embeddings behind the projector, which the
 loss compares, and of the encoder's features; each in a process of its own under --runs; what is
-finished is not repeated. Prints mean ± sd over the seeds.
+finished is not repeated. Prints mean ± sd over the seeds, and over all runs the rank correlation of
+the embeddings' numbers with the probes on the encoder's features.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 from benchmarks import cores
 
 COLUMNS = ("alignment", "uniformity", "tolerance", "effective_rank", "knn_top1", "linear_top1")
+PROBES = COLUMNS[-2:]
 FEATURES = {"projector": "embeddings", "learned": "features of the encoder"}
 
 
@@ -56,6 +58,8 @@ def measure(temperature: float, seed: int, runs: pathlib.Path) -> dict[str, dict
 
 def main() -> None:
     """Runs what is missing and prints a table of each kind of features."""
+    from scipy import stats
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--temperatures", nargs="+", type=float, default=[0.02, 0.05, 0.2, 1.0, 5.0]
@@ -75,6 +79,20 @@ def main() -> None:
         print("| temperature | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
         for temperature, seeds in found.items():
             print(line(temperature, [seed[features] for seed in seeds]))
+    every = [run for seeds in found.values() for run in seeds]
+    print(f"\nSpearman's ρ over {len(every)} runs, embeddings against probes on the features\n")
+    for number in ("alignment", "uniformity", "alignment_and_uniformity", "tolerance"):
+        rhos = [
+            stats.spearmanr(
+                [run["projector"][number] for run in every], [run["learned"][p] for run in every]
+            )
+            for p in PROBES
+        ]
+        cells = (
+            f"{p} {r.statistic:+.2f} (p = {r.pvalue:.3f})"
+            for p, r in zip(PROBES, rhos, strict=True)
+        )
+        print(f"{number:<26}{'  '.join(cells)}")
 
 
 def line(temperature: float, seeds: list[dict[str, float]]) -> str:
