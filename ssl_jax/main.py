@@ -5,10 +5,11 @@ python -m ssl_jax.main --config configs/simclr.py:imagenet --workdir W --config.
 
 import importlib
 import logging
+import os
 import pathlib
 import sys
 
-from ssl_jax import host
+from ssl_jax import cluster, host
 from ssl_jax.errors import UserError, near_misses
 
 JOBS = {
@@ -39,11 +40,19 @@ usage: python -m ssl_jax.main --config FILE[:PRESET] [--workdir FOLDER] [--confi
                            the run there continues
   --coordinator HOST:PORT  several processes: the address of process 0 (with the next two)
   --processes P            how many processes there are
-  --process I              which of them this is, 0 … P−1"""
+  --process I              which of them this is, 0 … P−1
+
+Under SLURM (srun), Open MPI (mpirun), Kubernetes and on a TPU pod the processes find each other
+without the last three. launch/ starts and restarts them: local.sh, slurm.sbatch, kubernetes.yaml,
+tpu_pod.sh."""
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command line; returns the exit code: 0 done, 2 a mistake that the user can mend."""
+    """Runs the command line; returns the exit code.
+
+    0: done; 2: a mistake that the user can mend; 143: asked to stop and saved, started again it
+    continues; 130: interrupted. (75, from `cluster.join`: the other processes did not come.)
+    """
     host.keep_memory_pages()
     try:
         if not argv or {"--help", "-h", "-help", "--helpfull"} & set(argv):
@@ -77,9 +86,10 @@ def run(argv: list[str]) -> int:
     config, name, values = parse(argv, flags, configs)
     if config.job not in JOBS:
         raise UserError(f"config.job is {config.job!r}.{near_misses(config.job, JOBS)}")
-    cluster = join(values)
+    given = cluster.Flags(values.coordinator, values.processes, values.process)
+    processes = cluster.join(cluster.find(given, os.environ, cluster.on_tpu_vm()))
     job = importlib.import_module(f"ssl_jax.jobs.{config.job}")
-    return job.run(config, cluster, name)
+    return job.run(config, processes, name)
 
 
 def parse(argv: list[str], flags, configs):
@@ -142,24 +152,6 @@ def take_config(argv: list[str]) -> tuple[str, list[str]]:
     return found[0], rest
 
 
-def join(values) -> "host.Cluster":
-    """Joins the processes of the run, before anything else uses JAX.
-
-    Raises:
-      UserError: only some of --coordinator, --processes, --process are given.
-    """
-    given = (values.coordinator, values.processes, values.process)
-    if all(v is None for v in given):
-        return host.Cluster(1, 0, 1)
-    if any(v is None for v in given):
-        raise UserError("--coordinator, --processes and --process belong together; give all three")
-    import jax
-
-    jax.distributed.initialize(values.coordinator, values.processes, values.process)
-    local = values.coordinator.rpartition(":")[0] in ("localhost", "127.0.0.1", "[::1]")
-    return host.Cluster(values.processes, values.process, values.processes if local else 1)
-
-
 def help_text() -> str:
     """Flags, jobs, methods, configs with their presets, examples."""
     from ssl_jax import config as configs
@@ -179,4 +171,4 @@ def help_text() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    cluster.leave(main, sys.argv[1:])

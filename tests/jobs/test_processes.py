@@ -33,13 +33,13 @@ JOBS = {
 # The command lines one after the other; the processes join once.
 DRIVER = """
 import json, sys
-from ssl_jax import main
-join, joined = main.join, []
-def join_once(values):
+from ssl_jax import cluster, main
+join, joined = cluster.join, []
+def join_once(found):
     if not joined:
-        joined.append(join(values))
+        joined.append(join(found))
     return joined[0]
-main.join = join_once
+cluster.join = join_once
 sys.exit(max([main.main(argv) for argv in json.loads(sys.argv[1])]))
 """
 
