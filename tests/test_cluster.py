@@ -102,6 +102,7 @@ ALONE = ("alone", None, 1, 0, 1)
         (BATCH, ALONE),
         ({**BATCH, "SLURM_STEP_ID": "4294967291"}, ALONE),
         (INTERACTIVE, ALONE),
+        ({"SLURM_JOB_ID": "17", "SLURM_NTASKS": "8"}, ALONE),  # salloc, a shell where it was typed
         (MPIRUN4, ("openmpi", "10.96.0.1:62624", 4, 3, 2)),  # 1531576320 / 4096 mod 4096 = 1184
         (MPIRUN5, ("openmpi", "f5-n18:61871", 4, 3, 2)),  # 3903919 mod 4096 = 431
         (

@@ -1,13 +1,16 @@
 """The launchers: what they would do, what they do with stand-ins, and real runs that are killed."""
 
+import fcntl
 import json
 import os
 import pathlib
+import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -258,7 +261,7 @@ nap() { sleep "$1" > /dev/null 2>&1 & wait $!; }
 """
 
 
-def local(folder, behaves, *more):
+def local(folder, behaves, *more, **how):
     (folder / "behaves").write_text(behaves)
     stand_in(folder, "python", PYTHON)
     return subprocess.Popen(
@@ -267,6 +270,7 @@ def local(folder, behaves, *more):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        **how,
     )
 
 
@@ -331,6 +335,28 @@ def test_local_passes_the_request_to_stop_on_and_does_not_restart(number, tmp_pa
     assert process.returncode == 143 and "the same command continues" in out
     assert sorted((tmp_path / "heard").read_text().split()) == ["0", "1", "2"], "once each"
     assert starts(tmp_path) == [1, 1, 1]
+
+
+def test_local_passes_ctrl_c_on_a_terminal_on_once(tmp_path):
+    heard = "trap 'echo $p-TERM >> $HERE/heard; nap 0.5; exit 143' TERM; "
+    heard += "trap 'echo $p-INT >> $HERE/heard' INT; echo >> $HERE/ready; nap 60; nap 60"
+    keyboard, screen = pty.openpty()
+    process = local(
+        tmp_path,
+        heard,
+        stdin=screen,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(screen)
+    ready = tmp_path / "ready"
+    wait_for(lambda: ready.exists() and ready.stat().st_size == 3)
+    os.write(keyboard, b"\x03")
+    out, _ = process.communicate(timeout=60)
+    os.close(keyboard)
+    assert process.returncode == 143, out
+    # A second signal ends a process at once, without saving: the terminal's would be one.
+    assert sorted((tmp_path / "heard").read_text().split()) == ["0-TERM", "1-TERM", "2-TERM"]
 
 
 SRUN = 'echo "srun $*" >> $HERE/log; . $BEHAVES'
