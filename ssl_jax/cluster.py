@@ -11,6 +11,7 @@ variables), https://docs.open-mpi.org (OMPI_COMM_WORLD_*), https://kubernetes.io
 workloads/controllers/job/#completion-mode, and jax/_src/clusters/*.py.
 """
 
+import errno
 import os
 import re
 import socket
@@ -421,9 +422,14 @@ def join(found: Found, timeout: int = JOIN_SECONDS) -> Cluster:
             "local_device_ids": found.gpus,
             "cluster_detection_method": "deactivate",
         }
-        if _is_local(found.coordinator) and not os.environ.get("JAX_COORDINATOR_BIND_ADDRESS"):
-            known["coordinator_bind_address"] = found.coordinator  # not on every interface
+        bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS")
+        if not bind:  # not on every interface where it need not be
+            local = _is_local(found.coordinator)
+            bind = found.coordinator if local else "[::]:" + found.coordinator.rpartition(":")[2]
+        known["coordinator_bind_address"] = bind
     try:
+        if found.process == 0:
+            _listen_once(bind)  # XLA can crash where it cannot listen
         jax.distributed.initialize(**known, initialization_timeout=timeout + 60)
     except (RuntimeError, ValueError, OSError) as error:
         print(f"error: {_why(found, error)}", file=sys.stderr, flush=True)
@@ -439,12 +445,35 @@ def join(found: Found, timeout: int = JOIN_SECONDS) -> Cluster:
     return Cluster(processes, process, 1 if found.bound else found.here)
 
 
+def _listen_once(address: str) -> None:
+    """Raises OSError where no server could be started at 'host:port'."""
+    host, _, port = address.rpartition(":")
+    found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    errors = []
+    for family, kind, protocol, _, place in found:
+        try:
+            with socket.socket(family, kind, protocol) as trial:
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                trial.bind(place)
+                trial.listen()
+        except OSError as error:
+            errors.append(error)
+    if len(errors) == len(found) and not (host == "[::]" and _without_ipv6(errors)):
+        raise errors[0]
+
+
+def _without_ipv6(errors: list[OSError]) -> bool:
+    """Whether they say that this host has no IPv6: then gRPC listens on IPv4."""
+    return all(e.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL) for e in errors)
+
+
 def _why(found: Found, error: Exception) -> str:
     if found.kind == "tpu":
         text = " ".join(str(error).split())
         return f"could not join the TPU pod: {text} (TPU_WORKER_HOSTNAMES=localhost runs alone)"
     if found.process == 0:
-        return f"could not listen at {found.coordinator}: is the port taken, or another host's?"
+        text = getattr(error, "strerror", None) or " ".join(str(error).split())
+        return f"could not listen at {found.coordinator}: {text}; another port, or another host?"
     return f"could not join {found.coordinator}: {' '.join(str(error).split())}"
 
 
@@ -476,7 +505,7 @@ def leave(run, argv: list[str]) -> None:
     """Runs `run(argv) -> exit code` and ends the process with its code.
 
     A process that fails must not wait for the others, as JAX does when Python ends: they wait for
-    it in a collective.
+    it in a collective. Nor one that did not join: what XLA has half started can crash at the end.
     """
     try:
         code = run(argv)
@@ -487,7 +516,8 @@ def leave(run, argv: list[str]) -> None:
         code = 1
     import jax
 
-    if code in (0, 143) or not jax.distributed.is_initialized():
+    failed = code not in (0, 143) and jax.distributed.is_initialized()
+    if not failed and code != EXIT_UNJOINED:
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()

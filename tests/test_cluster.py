@@ -372,7 +372,7 @@ def test_nobody_answers_is_one_line_and_its_own_exit_code():
     assert f"error: waited 2 s for process 0 at localhost:{closed}: Connection refused" in said[0]
     assert "error: waited 2 s for process 0 at no-such-host.invalid:1: " in said[1]
     assert "error: waited 2 s for all 2 processes at localhost" in said[2]
-    assert f"error: could not listen at localhost:{port}: is the port taken" in said[3]
+    assert f"error: could not listen at localhost:{port}: Address already in use" in said[3]
     for text in said:
         assert "Traceback" not in text and "stack trace" not in text
         assert sum(line.startswith("error: ") for line in text.splitlines()) == 1
