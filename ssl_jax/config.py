@@ -27,6 +27,7 @@ FREE_ON_RESUME = (
     "data.threads",
     "data.ahead",
     "data.max_bad",
+    "data.patience",
     "data.cache_bytes",
 )
 
@@ -57,6 +58,7 @@ def defaults() -> ConfigDict:
     c.data.fit = "crop"  # crop: shorter side to size, centre; squash: both sides to size
     c.data.labels = False  # folder: sub-folders are labels (for monitoring only)
     c.data.max_bad = 0.01  # share of unreadable pictures above which a run stops
+    c.data.patience = 600.0  # seconds to wait for data out of reach before saving and stopping
     c.data.threads = config_dict.placeholder(int)  # reader threads; None: one a core, at most 8
     c.data.ahead = 3  # batches read ahead
     c.data.train_split = "train"

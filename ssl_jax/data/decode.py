@@ -11,8 +11,11 @@ One rule for each case that files in the wild hold:
 - Palettes are looked up; CMYK and the other colour spaces become RGB by Pillow's conversion.
 - Grey to colour repeats the channel; colour to grey is the luma of ITU-R BT.601.
 - Of an animation, the first frame.
-- 32-bit and float samples have no known range and count as unreadable, as does any picture whose
-  header promises more than `max_pixels`.
+- 32-bit and float samples have no known range and count as unreadable.
+
+No file, however made, runs code, ends the process or takes memory without bound: what a header
+promises is checked before memory is taken for it (pixels, tiles, scans), and what Pillow unpacks
+is converted a band at a time. `python -m benchmarks.fuzz_pictures` tries it.
 """
 
 import io
@@ -21,11 +24,17 @@ import numpy as np
 
 # Pillow's own bound (1 GiB / 4 / 3 pixels). A 4 kB file can promise gigabytes of zeros.
 MAX_PIXELS = 89_478_485
+MAX_SIDE = 1 << 20  # Pillow keeps an address for every row
+# A progressive JPEG has some ten scans. Each takes a pass over the whole picture, in a few bytes of
+# the file. (libjpeg-turbo's own tests stop at 500.)
+MAX_SCANS = 100
+BAND = 1 << 20  # pixels that are converted at a time
 
 # Only these are tried: Pillow would start other programs for some formats (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 ORIENTATION = 0x0112  # the EXIF tag
+TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
 
 
 class Unreadable(Exception):
@@ -49,18 +58,22 @@ def decode(
       uint8 [size, size, channels].
 
     Raises:
-      Unreadable: whatever is wrong with the picture. Nothing else is raised.
+      Unreadable: whatever is wrong with the picture.
+      MemoryError: there is not enough of it just now. Nothing else is raised.
     """
     try:
         if not data:
             raise Unreadable("the file is empty")
         pixels = None
         if data[:3] == b"\xff\xd8\xff":
+            scans = data.count(b"\xff\xda")  # inside a scan, 255 is always followed by 0
+            if scans > MAX_SCANS:
+                raise Unreadable(f"a JPEG of {scans} scans, more than the {MAX_SCANS} allowed")
             pixels = _jpeg(data, size, channels, max_pixels)
         if pixels is None:
             pixels = _pillow(data, channels, max_pixels)
         return resize(square(pixels) if fit == "crop" else pixels, size)
-    except Unreadable:
+    except (Unreadable, MemoryError):
         raise
     except Exception as error:  # decoders raise anything on broken bytes; cv2 its own class
         reason = " ".join(str(error).split())
@@ -103,9 +116,11 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _guard(height: int, width: int, max_pixels: int) -> None:
+def _guard(height: int, width: int, max_pixels: int, what: str = "") -> None:
     if height * width > max_pixels:
-        raise Unreadable(f"{width} x {height} pixels, more than the {max_pixels} allowed")
+        raise Unreadable(f"{what}{width} x {height} pixels, more than the {max_pixels} allowed")
+    if max(height, width) > MAX_SIDE:
+        raise Unreadable(f"{what}{width} x {height} pixels, a side of more than {MAX_SIDE}")
 
 
 def _jpeg(data: bytes, size: int, channels: int, max_pixels: int) -> np.ndarray | None:
@@ -147,9 +162,28 @@ def _pillow(data: bytes, channels: int, max_pixels: int) -> np.ndarray:
         raise Unreadable(f"not a picture of a known format (it starts with {start!r})") from None
     with opened as image:
         _guard(image.height, image.width, max_pixels)
+        if image.format == "TIFF":  # libtiff unpacks whole tiles, however small the picture
+            tile = (int(image.tag_v2.get(tag, 0)) for tag in (TILE_LENGTH, TILE_WIDTH))
+            _guard(*tile, max_pixels, "a tile of ")
         image.load()
+        pixels = _bands(image, channels)
         # After load(): Pillow turns TIFF itself, and then drops the tag.
-        return upright(_channels(image, channels), _orientation(image))
+        orientation = _orientation(image)
+    return upright(pixels, orientation)  # by now Pillow's copy is gone
+
+
+def _bands(image, channels: int) -> np.ndarray:
+    """Pixels of a loaded Pillow image as uint8 [h, w, channels], a band of rows at a time."""
+    width, height = image.size
+    rows = max(1, BAND // width)
+    if height <= rows:
+        return _channels(image, image.format, channels)
+    pixels = np.empty((height, width, channels), np.uint8)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        band = image.crop((0, top, width, bottom))
+        pixels[top:bottom] = _channels(band, image.format, channels)
+    return pixels
 
 
 def _orientation(image) -> int:
@@ -159,12 +193,12 @@ def _orientation(image) -> int:
         return 1
 
 
-def _channels(image, channels: int) -> np.ndarray:
-    """Pixels of a loaded Pillow image as uint8 [h, w, channels]."""
+def _channels(image, format: str, channels: int) -> np.ndarray:
+    """Pixels of (a band of) a loaded Pillow image as uint8 [h, w, channels]."""
     from PIL import Image
 
     mode = image.mode
-    if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
+    if mode.startswith("I;16") or (mode == "I" and format in ("PNG", "PPM")):
         # Older Pillow opens 16-bit PNG as mode I. Its convert("L") would clip at 255.
         gray = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(gray[:, :, None], channels, axis=2)

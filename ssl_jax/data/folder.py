@@ -2,10 +2,12 @@
 
 import logging
 import os
+import stat
 
 import numpy as np
 
 from ssl_jax.data import pictures
+from ssl_jax.data.decode import MAX_PIXELS, Unreadable
 from ssl_jax.data.protocol import NoSplit, Source
 from ssl_jax.errors import UserError
 
@@ -16,6 +18,7 @@ EXTENSIONS = (
     ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff",
     ".webp",
 )  # fmt: skip
+MAX_BYTES = 6 * MAX_PIXELS + 2**20  # 16-bit colour, not compressed, and what goes with it
 TEST_NAMES = ("test", "val", "validation")
 
 
@@ -65,8 +68,7 @@ def open_folder(root: str, split: str, data) -> Source:
         labels = _labels(folder, paths, names)
 
     def load(row):
-        with open(os.path.join(folder, paths[row]), "rb") as file:
-            return file.read(), labels[row]
+        return content(os.path.join(folder, paths[row])), labels[row]
 
     def path(row):
         # File names are bytes; one that is not UTF-8 must not break the log.
@@ -75,6 +77,24 @@ def open_folder(root: str, split: str, data) -> Source:
     read, bad = pictures.reader(load, path, len(paths), data, folder)
     shape = (data.size, data.size, data.channels)
     return Source(f"folder:{folder}", len(paths), len(names), shape, read, bad, names)
+
+
+def content(path: str) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+      OSError: the system's error.
+      Unreadable: what has the name is no file (to open a pipe would wait for ever), or it is longer
+        than any picture of decode.MAX_PIXELS: MAX_BYTES.
+    """
+    # Without O_NONBLOCK a pipe is not even opened before someone writes to it.
+    with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise Unreadable("not a file")
+        if status.st_size > MAX_BYTES:
+            raise Unreadable(f"{status.st_size} bytes, more than the {MAX_BYTES} allowed")
+        return file.read(status.st_size)
 
 
 def listing(folder: str) -> list[str]:

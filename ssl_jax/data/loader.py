@@ -6,15 +6,23 @@ its own rows of them.
 
 import collections
 import functools
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 
-from ssl_jax.data.protocol import Source
+from ssl_jax.data.protocol import Lost, Source
 from ssl_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 600.0  # seconds to wait for data that is out of reach
+PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between two attempts; the last repeats
+LATE = 60.0  # seconds after which a batch that is being read is said to be late
+POLL = 0.5  # seconds between two looks at whether to leave
 
 
 @functools.lru_cache(maxsize=4)
@@ -58,14 +66,30 @@ class Batches:
     batch is raised when its turn comes. Ends its threads when closed, exhausted, after an error,
     and when it is no longer referenced; a context manager.
 
+    A batch that could not be read because the data is out of reach, or memory short, is made again
+    until it can be, for `patience` seconds; the log says so. A batch is a function of its step, so
+    nothing is lost or read twice by that. The waiting is done here, in the consumer's thread, so
+    that `leave` can end it.
+
     Attributes:
       waited: seconds that the consumer has waited for batches so far.
+      leave: () -> bool or None; if set, it is asked twice a second while a batch is waited for, and
+        True ends the iteration there.
     """
 
-    def __init__(self, make: Callable, steps: Iterable[int], threads: int | None, ahead: int):
+    def __init__(
+        self,
+        make: Callable,
+        steps: Iterable[int],
+        threads: int | None,
+        ahead: int,
+        patience: float = PATIENCE,
+    ):
         threads = threads or min(8, len(os.sched_getaffinity(0)))
         self.waited = 0.0
         self._make = make  # must not refer to self: a cycle would keep the threads alive
+        self.leave = None
+        self._patience = patience
         self._steps = iter(steps)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ssl_jax_loader")
         self._made = collections.deque()
@@ -75,7 +99,7 @@ class Batches:
     def _submit(self) -> None:
         step = next(self._steps, None)
         if step is not None:
-            self._made.append(self._pool.submit(self._make, step))
+            self._made.append((step, self._pool.submit(self._make, step)))
 
     def __iter__(self):
         return self
@@ -84,16 +108,54 @@ class Batches:
         if not self._made:
             self.close()
             raise StopIteration
-        future = self._made.popleft()
+        step, future = self._made.popleft()
         self._submit()
         start = time.perf_counter()
         try:
-            return future.result()
+            return self._made_at_last(step, future, start)
         except BaseException:  # KeyboardInterrupt comes here as well
             self.close()
             raise
         finally:
             self.waited += time.perf_counter() - start
+
+    def _made_at_last(self, step: int, future: Future, start: float) -> dict[str, np.ndarray]:
+        """The batch of `step`, made again while its data is out of reach."""
+        attempts = 0
+        while True:
+            self._until(future.done, future, start)
+            try:
+                batch = future.result()
+            except (Lost, OSError, MemoryError) as error:
+                seconds = time.perf_counter() - start
+                reason = " ".join(str(error).split()) or type(error).__name__
+                if seconds > self._patience:
+                    raise Lost(f"{reason}; waited {seconds:.0f} s for it.") from error
+            else:
+                if attempts > 1:
+                    log.warning("the data is back after %.0f s", time.perf_counter() - start)
+                return batch
+            if attempts == 1:  # what was read ahead in an outage is made again without a word
+                log.warning("%s; trying again for %.0f s", reason, self._patience)
+            if attempts:
+                end = time.perf_counter() + PAUSES[min(attempts, len(PAUSES)) - 1]
+                self._until(lambda end=end: time.perf_counter() >= end, None, start)
+            attempts += 1
+            future = self._pool.submit(self._make, step)
+
+    def _until(self, condition: Callable[[], bool], future: Future | None, start: float) -> None:
+        """Waits, for a future if there is one; StopIteration if asked to leave meanwhile."""
+        late = LATE
+        while not condition():
+            if self.leave is not None and self.leave():
+                raise StopIteration
+            if future is None:
+                time.sleep(POLL / 5)
+                continue
+            wait((future,), timeout=POLL)
+            if time.perf_counter() - start > late:
+                log.warning("no batch for %.0f s: a reader is slow, or hangs", late)
+                late *= 2
 
     def close(self) -> None:
         """Ends the iteration. Batches that a thread is just making are finished and dropped."""
@@ -124,6 +186,7 @@ def batches(
     accumulate: int = 1,
     threads: int | None = None,
     ahead: int = 2,
+    patience: float = PATIENCE,
 ) -> Batches:
     """Training batches of the steps start … stop − 1.
 
@@ -137,6 +200,7 @@ def batches(
       accumulate: micro-batches of a step; the rows of a process are in their order.
       threads: batches made at the same time; None for min(8, cores of this process).
       ahead: finished batches that may wait. Up to threads + ahead + 1 batches are in memory.
+      patience: seconds to wait for data that is out of reach, before Lost is raised.
 
     Returns:
       Iterator of {'image': uint8 [b, H, W, C], 'index': int32 [b], 'label': int32 [b]} with
@@ -156,7 +220,7 @@ def batches(
         return source.read(rows(seed, step, n, batch, process, processes, accumulate))
 
     steps = range(start, 2**62 if stop is None else stop)
-    return Batches(make, steps, threads, ahead)
+    return Batches(make, steps, threads, ahead, patience)
 
 
 def in_order(

@@ -3,11 +3,13 @@
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
 
 from ssl_jax.data.decode import Unreadable, decode
+from ssl_jax.data.protocol import Lost
 from ssl_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -15,6 +17,12 @@ log = logging.getLogger(__name__)
 # So many broken pictures never stop a run: in a folder of 300, the 1 % of the default would be
 # three, and a run should not die of a handful of files that it names anyway.
 HANDFUL = 5
+
+# A reader may fail for a moment: a stale handle, a busy server, no memory just now.
+PAUSES = (0.1, 1.0)  # seconds before the second and the third attempt
+AT_ONCE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # no pause
+PASSING = (OSError, MemoryError, RuntimeError)  # array_record raises RuntimeError for I/O
+WITNESSES = 8
 
 
 def allowed(n: int, max_bad: float) -> int:
@@ -33,11 +41,14 @@ def reader(
 
     A picture that cannot be read is replaced by the next readable one, row + 1, row + 2, … mod n:
     a function of the files alone, so every process, thread and resumed run sees the same. It is
-    named once in the log. A set of fewer than `data.cache_bytes` decoded bytes is kept in memory,
-    each picture from the first time that it is read.
+    named once in the log. So is a picture that vanishes during the run. Loading is tried three
+    times; and where none of a few other pictures can be loaded either, the set as a whole is out of
+    reach: that counts no picture as broken and raises Lost. A set of fewer than `data.cache_bytes`
+    decoded bytes is kept in memory, each picture from the first time that it is read.
 
     Args:
-      load: row -> (bytes, label). May raise OSError or Unreadable.
+      load: row -> (bytes, label). Unreadable: this picture is broken. OSError, MemoryError and
+        RuntimeError may pass; whatever else it raises counts as broken at once.
       path: row -> what the log calls it.
       n: number of pictures.
       data: config.data; uses size, channels, fit, max_bad, cache_bytes.
@@ -73,6 +84,35 @@ def reader(
                     f"--config.data.max_bad."
                 )
 
+    def attempt(row: int) -> tuple[np.ndarray, int]:
+        """(pixels, label) of this very picture, or what the last of three attempts raised."""
+        for pause in (*PAUSES, None):
+            try:
+                encoded, label = load(row)
+                return decode(encoded, size, channels, data.fit), label
+            except PASSING as error:
+                if out_of_reach(row):
+                    reason = f"{path(row)}: {_reason(error)}"
+                    raise Lost(f"{name} is out of reach ({reason})") from error
+                if pause is None:
+                    raise
+                if not isinstance(error, AT_ONCE):
+                    time.sleep(pause)
+
+    def out_of_reach(row: int) -> bool:
+        """Whether none of some other pictures, spread over the set, can be loaded."""
+        spread = {(row + 1 + i * n // WITNESSES) % n for i in range(WITNESSES)}
+        others = spread - {row} - reasons.keys()
+        for other in others:
+            try:
+                load(other)
+                return False
+            except PASSING:
+                pass
+            except Exception:  # broken, but there
+                return False
+        return bool(others)
+
     def one(row: int) -> tuple[np.ndarray, int, int]:
         """(pixels, label, the row that they came from)."""
         if keep and ready[row]:
@@ -83,12 +123,11 @@ def reader(
             if other in reasons:
                 continue
             try:
-                encoded, label = load(other)
-                pixels = decode(encoded, size, channels, data.fit)
-            except Unreadable as error:
-                note(other, str(error))
-            except OSError as error:
-                note(other, error.strerror or str(error))
+                pixels, label = attempt(other)
+            except UserError:
+                raise
+            except Exception as error:
+                note(other, _reason(error))
             else:
                 if other != row:
                     stand_in[row] = other
@@ -116,3 +155,11 @@ def reader(
             return [(path(row), reason) for row, reason in sorted(reasons.items())]
 
     return read, bad
+
+
+def _reason(error: Exception) -> str:
+    """One line: what is wrong with a picture."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    return text if isinstance(error, Unreadable | OSError) else f"{type(error).__name__}: {text}"

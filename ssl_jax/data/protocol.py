@@ -18,7 +18,8 @@ class Source(NamedTuple):
         'label': int32 [b]}. The same rows give the same batch on any thread, at any time. 'index'
         is the row that the picture came from: `rows` itself, except where a picture could not be
         read and another took its place. 'label' is -1 where there is none. The caller owns the
-        arrays. Raises UserError when too many pictures cannot be read.
+        arrays. Raises Lost when the data is out of reach as a whole, and UserError when too many
+        pictures cannot be read.
       bad: () -> [(path, reason)] of the pictures found unreadable so far, in order of their rows.
       class_names: names of the classes in order of their labels; empty if unknown.
     """
@@ -34,3 +35,7 @@ class Source(NamedTuple):
 
 class NoSplit(UserError):
     """The data has no such split. What needs only the training split may catch this."""
+
+
+class Lost(UserError):
+    """The data is out of reach as a whole, a lost network folder: worth waiting for."""

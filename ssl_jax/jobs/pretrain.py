@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import checkpoint, host, parallel, workdir
 from ssl_jax import config as configs
-from ssl_jax.data import loader
+from ssl_jax.data import loader, stall
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate import collapse, encoder, knn, linear, representation
 from ssl_jax.experiment import Experiment, assemble, begin, compile_step, introduce
@@ -110,10 +110,15 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
         processes=e.cluster.processes,
         threads=c.data.threads,
         ahead=c.data.ahead,
+        patience=c.data.patience,
     )
+    watch = stall.Watch()
+    failed: list[Exception] = []  # of the loader
     with contextlib.ExitStack() as stack:
         stack.enter_context(batches)
         stop = stack.enter_context(stop_requested(e.cluster))
+        if e.cluster.processes == 1:  # several cannot leave one by one
+            batches.leave = stop
         if leader:
             metrics_file = stack.enter_context(logs.Metrics(folder / "metrics.jsonl", start + 1))
             events = stack.enter_context(logs.Events(folder, start + 1))
@@ -124,6 +129,9 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
             events.write(done, values)
 
         def log(done, metrics):
+            nonlocal watch
+            seconds = c.batch / metrics["images_per_second"]
+            watch, slow = stall.observe(watch, done, metrics["data_wait_share"], seconds)
             if metrics["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
                 raise UserError(
                     f"loss or gradient were not finite for {MAX_SKIPPED_IN_A_ROW} steps in a row "
@@ -135,6 +143,8 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
                 epoch = {"epoch": done / e.run.steps_per_epoch}
                 write(done, {**epoch, **metrics, "data_wait_seconds": batches.waited})
                 progress.update(done, {**metrics, **newest})
+                if slow:
+                    progress.note(slow)
 
         def monitor(now):
             newest.clear()
@@ -145,9 +155,14 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
                     progress.note(f"ALARM at step {int(now.step):,}: {newest['alarm']}")
 
         def device_batches():
-            for batch in batches:
-                split = {k: x.reshape(c.accumulate, -1, *x.shape[1:]) for k, x in batch.items()}
-                yield parallel.put_batch(split, e.mesh, c.parallel)
+            try:
+                for batch in batches:
+                    split = {k: x.reshape(c.accumulate, -1, *x.shape[1:]) for k, x in batch.items()}
+                    yield parallel.put_batch(split, e.mesh, c.parallel)
+            except Exception as error:
+                if e.cluster.processes > 1:  # the others cannot save without this one, nor know
+                    raise
+                failed.append(error)
 
         state, done = loop.train(
             e.step,
@@ -164,6 +179,10 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
                 stop=stop,
             ),
         )
+        if failed:
+            if done > start:
+                checkpoint.save(manager, state)
+            raise failed[0]
         if done == total:
             monitor(state)
     return state, done, newest.get("knn_top1")

@@ -3,9 +3,12 @@
 import collections
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
+
+from ssl_jax.data import stall
 
 # Steps that may be queued on the device. The host waits for the oldest, so it never runs far
 # ahead (each queued step holds a batch in device memory), and the device always has the next one.
@@ -52,36 +55,49 @@ def train(
     Args:
       step: compiled (state, batch) -> (state, metrics); donates the state.
       state: the state before step `start`.
-      batches: device batches, the first for step `start`.
+      batches: device batches, the first for step `start`; training ends where they do.
       start, stop: steps done before and after.
       rows: images of a step over all devices, for images_per_second.
       every: when the hooks are called; log also after the last step.
       hooks: what is called.
 
     Returns:
-      (state, steps done): fewer than `stop` where hooks.stop asked for it.
+      (state, steps done): fewer than `stop` where hooks.stop asked for it or the batches ended.
     """
-    in_flight = collections.deque()
-    logged = None  # (step, metrics on their way to the host, images a second)
+    in_flight = collections.deque()  # when the queued steps end, in futures
+    watcher = ThreadPoolExecutor(1, "ssl_jax_watcher")
+    waited = 0.0  # seconds that the device lacked a batch, since the log before
+    logged = None  # (step, metrics on their way to the host, what is measured here)
     clock, clock_step = time.perf_counter(), start
 
     def flush():
         if logged is not None:
-            done, metrics, speed = logged
+            done, metrics, measured = logged
             values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-            hooks.log(done, {**values, "images_per_second": speed})
+            hooks.log(done, {**values, **measured})
 
     done = start
     for done in range(start + 1, stop + 1):
-        state, metrics = step(state, next(batches))
-        in_flight.append(metrics)
+        asked = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            done -= 1
+            break
+        waited += stall.stalled(asked, time.perf_counter(), _end(in_flight))
+        state, metrics = step(state, batch)
+        in_flight.append(watcher.submit(_finish, metrics))
         if len(in_flight) > IN_FLIGHT:
-            jax.block_until_ready(in_flight.popleft())
+            in_flight.popleft().result()
         if done % every.log == 0 or done == stop:
             flush()
             now = time.perf_counter()
-            logged = done, metrics, rows * (done - clock_step) / max(now - clock, 1e-9)
-            clock, clock_step = now, done
+            seconds = max(now - clock, 1e-9)
+            measured = {
+                "images_per_second": rows * (done - clock_step) / seconds,
+                "data_wait_share": min(waited / seconds, 1.0),
+            }
+            logged = done, metrics, measured
+            clock, clock_step, waited = now, done, 0.0
             jax.tree.map(lambda m: m.copy_to_host_async(), metrics)
         pause = time.perf_counter()
         if every.monitor and done % every.monitor == 0 and done < stop:
@@ -93,3 +109,16 @@ def train(
             break
     flush()
     return state, done
+
+
+def _finish(metrics) -> float:
+    """Waits for the end of a step; the clock then."""
+    jax.block_until_ready(metrics)
+    return time.perf_counter()
+
+
+def _end(in_flight) -> float | None:
+    """When the device was done with all it was given; None: it is not."""
+    if not in_flight:
+        return 0.0
+    return in_flight[-1].result() if in_flight[-1].done() else None
