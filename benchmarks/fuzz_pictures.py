@@ -27,7 +27,7 @@ import tempfile
 import time
 import types
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -330,7 +330,8 @@ def _palette(*more):
     return ((b"PLTE", bytes(range(256)) * 3), *more)
 
 
-BOMBS: tuple[tuple[str, str, Callable[[], bytes]], ...] = (
+Bomb = tuple[str, str, Callable[[], bytes]]  # name, extension, what makes it
+BOMBS: tuple[Bomb, ...] = (
     ("PNG of 100,000 x 100,000", ".png", lambda: png(100_000, 100_000, 8, 2, zeros(1 << 24))),
     ("PNG of 2^31 x 2^31", ".png", lambda: png(2**31 - 1, 2**31 - 1, 8, 6, zeros(1 << 20))),
     ("grey PNG at the limit", ".png",
@@ -358,9 +359,10 @@ BOMBS: tuple[tuple[str, str, Callable[[], bytes]], ...] = (
      lambda: resized(_valid("jpg baseline"), ".jpg", 65_535, 65_535)),
     ("JPEG that ends long before its limit", ".jpg",
      lambda: resized(_valid("jpg baseline"), ".jpg", LIMIT, LIMIT)),
-    ("progressive JPEG, the same", ".jpg",
+    ("progressive JPEG that ends long before its limit", ".jpg",
      lambda: resized(_valid("jpg progressive"), ".jpg", LIMIT, LIMIT)),
-    ("CMYK JPEG, the same", ".jpg", lambda: resized(_valid("jpg CMYK"), ".jpg", LIMIT, LIMIT)),
+    ("CMYK JPEG that ends long before its limit", ".jpg",
+     lambda: resized(_valid("jpg CMYK"), ".jpg", LIMIT, LIMIT)),
     ("JPEG of 10,000 scans at the limit", ".jpg", lambda: scans(LIMIT, 10_000)),
     ("JPEG of 10,000 scans", ".jpg", lambda: scans(1_000, 10_000)),
     ("JPEG with EXIF tags that overlap", ".jpg", jpeg_tags),
@@ -391,13 +393,12 @@ BOMBS: tuple[tuple[str, str, Callable[[], bytes]], ...] = (
 )  # fmt: skip
 
 
-def damaged(count: int, seed: int) -> Iterator[Damaged]:
-    """`count` damaged pictures: every bomb once (if `count` allows), the rest of the other kinds.
+def damaged(count: int, seed: int, bombs: Sequence[Bomb] = BOMBS) -> Iterator[Damaged]:
+    """`count` damaged pictures: every bomb once, the rest of the other kinds in turn.
 
-    The same count and seed give the same pictures.
+    The same arguments give the same pictures.
     """
-    rng = random.Random(seed)
-    bombs = BOMBS if count >= 2 * len(BOMBS) else BOMBS[: count // 2]
+    rng, bombs = random.Random(seed), bombs[:count]
     for name, extension, make in bombs:
         yield Damaged("bomb", name, extension, make())
     for i in range(count - len(bombs)):
@@ -422,7 +423,7 @@ def read_one(folder: str) -> tuple[str, str]:
         return "read", ""
     ((_, reason),) = source.bad()
     assert reason and "\n" not in reason
-    memory = any(sign in reason.lower() for sign in ("memory", "allocate"))
+    memory = any(sign in reason for sign in ("not enough memory", "out of memory", "allocate"))
     return ("no memory" if memory else "replaced"), reason
 
 
@@ -459,12 +460,16 @@ def _status(field: str) -> int:
 
 
 def run(
-    damages: int, seed: int, bound: int = ADDRESS_SPACE, patience: float = PATIENCE
+    damages: int,
+    seed: int,
+    bombs: Sequence[Bomb] = BOMBS,
+    bound: int = ADDRESS_SPACE,
+    patience: float = PATIENCE,
 ) -> list[tuple[Damaged, Outcome]]:
     """Makes the damaged pictures and reads each; a process that dies is started again after it."""
     with tempfile.TemporaryDirectory() as folder:
         made = []
-        for i, picture in enumerate(damaged(damages, seed)):
+        for i, picture in enumerate(damaged(damages, seed, bombs)):
             place = pathlib.Path(folder, f"{i:05d}")
             place.mkdir()
             (place / f"a{picture.extension}").write_bytes(picture.data)
@@ -480,12 +485,15 @@ def _child(folder: str, first: int, count: int, bound: int, patience: float) -> 
     command = [sys.executable, "-m", "benchmarks.fuzz_pictures", "--read", folder]
     command += ["--first", str(first), "--damages", str(count), "--bound", str(bound)]
     root = pathlib.Path(__file__).parents[1]
-    process = subprocess.Popen(  # unbuffered: select knows nothing of lines read ahead
-        command, cwd=root, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    found, start = [], time.perf_counter()
-    with process:
-        while select.select([process.stdout], [], [], patience)[0]:
+    found, seconds, start = [], 0.0, time.perf_counter()
+    # Unbuffered: select knows nothing of lines read ahead. A file: libtiff fills any pipe.
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            command, cwd=root, bufsize=0, stdout=subprocess.PIPE, stderr=errors
+        ) as process,
+    ):
+        while ready := select.select([process.stdout], [], [], patience)[0]:
             line = process.stdout.readline()
             if not line:
                 break
@@ -494,13 +502,14 @@ def _child(folder: str, first: int, count: int, bound: int, patience: float) -> 
                 found.append(Outcome(*message))
             start = time.perf_counter()
         seconds = time.perf_counter() - start
-        hung = process.poll() is None and len(found) < count - first and seconds >= patience
-        if hung:
+        if not ready:
             process.kill()
-        error = process.stderr.read().decode(errors="replace").strip().splitlines()[-1:]
+        process.wait()
+        errors.seek(0)
+        last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
     if len(found) < count - first:
-        reason = f"exit code {process.returncode} {' '.join(error)}"
-        found.append(Outcome("hung" if hung else "crashed", reason, seconds, 0))
+        reason = f"exit code {process.returncode} {' '.join(last)}"
+        found.append(Outcome("crashed" if ready else "hung", reason, seconds, 0))
     return found
 
 
@@ -537,7 +546,7 @@ def main() -> int:
     if flags.read:
         reader(flags.read, flags.first, flags.damages, flags.bound)
         return 0
-    found = run(flags.damages, flags.seed, flags.bound)
+    found = run(flags.damages, flags.seed, bound=flags.bound)
     broken = [(p, o) for p, o in found if o.result in RESULTS[2:]]
     costly = (
         sorted(found, key=lambda x: -x[1].peak)[:3] + sorted(found, key=lambda x: -x[1].seconds)[:3]

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from ssl_jax import checkpoint, host, parallel, workdir
 from ssl_jax import config as configs
 from ssl_jax.data import loader, stall
+from ssl_jax.data.protocol import Lost
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate import collapse, encoder, knn, linear, representation
 from ssl_jax.experiment import Experiment, assemble, begin, compile_step, introduce
@@ -180,8 +181,10 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
             ),
         )
         if failed:
-            if done > start:
-                checkpoint.save(manager, state)
+            checkpoint.save(manager, state)
+            if isinstance(failed[0], Lost):
+                more = f"saved at step {done}; the same command continues"
+                raise Lost(f"{failed[0]} {more}") from failed[0]
             raise failed[0]
         if done == total:
             monitor(state)

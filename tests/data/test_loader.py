@@ -1,4 +1,5 @@
 import gc
+import itertools
 import threading
 import time
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.data import loader
-from ssl_jax.data.protocol import Source
+from ssl_jax.data.protocol import Lost, Source
 from ssl_jax.data.sources import open_source
 from ssl_jax.errors import UserError
 
@@ -242,3 +243,93 @@ def test_micro_batches_do_not_depend_on_the_number_of_processes(processes):
     parts = [loader.rows(3, 5, 100, 24, p, processes, accumulate=3) for p in range(processes)]
     micro = np.stack([part.reshape(3, -1) for part in parts], 1)  # [3, processes, rows]
     np.testing.assert_array_equal(micro.reshape(-1), whole)
+
+
+@pytest.mark.parametrize("n, batch, accumulate", [(103, 12, 1), (97, 24, 2), (24, 24, 1)])
+def test_no_example_is_read_twice_in_an_epoch_whatever_the_processes(n, batch, accumulate):
+    # The number of processes changes in the middle of an epoch, as after a restart on other hosts.
+    per_epoch = n // batch
+    for epoch in range(3):
+        read = []
+        for k in range(per_epoch):
+            step = epoch * per_epoch + k
+            processes = ((1, 2), (3, 1), (2, 6))[epoch][k > per_epoch // 2]
+            for p in range(processes):
+                shared = {"process": p, "processes": processes, "accumulate": accumulate}
+                (part,) = loader.batches(
+                    count(n), seed=2, batch=batch, start=step, stop=step + 1, **shared
+                )
+                assert len(part["index"]) == batch // processes
+                read.extend(part["index"])
+        assert len(read) == len(set(read)) == per_epoch * batch
+        assert set(read) == set(loader.order(2, epoch, n)[: per_epoch * batch])
+
+
+@pytest.mark.parametrize("n, processes", [(10, 2), (11, 4), (3, 4), (17, 3)])
+def test_in_order_reads_every_example_once_over_processes(n, processes):
+    read = [
+        i
+        for p in range(processes)
+        for part in loader.in_order(count(n), batch=12, process=p, processes=processes)
+        for i in part["index"]
+        if i >= 0
+    ]
+    assert sorted(read) == list(range(n))
+
+
+def outage(n, fails, error):
+    """A source of n whose reads after the first five fail `fails` times."""
+    reads = itertools.count()
+
+    def read(rows):
+        if 5 <= next(reads) < 5 + fails:
+            raise error
+        return count(n).read(rows)
+
+    return count(n, read)
+
+
+@pytest.mark.parametrize(
+    "error", [Lost("the disk is out of reach"), OSError(5, "Input/output error"), MemoryError()]
+)
+def test_an_outage_is_waited_for_and_changes_nothing(error, caplog, monkeypatch):
+    monkeypatch.setattr(loader, "PAUSES", (0.05,))
+    plain = list(loader.batches(count(40), seed=0, batch=4, stop=20))
+    found = list(loader.batches(outage(40, 12, error), seed=0, batch=4, stop=20, threads=2))
+    for a, b in zip(plain, found, strict=True):
+        np.testing.assert_array_equal(a["index"], b["index"])
+    said = [r.getMessage() for r in caplog.records]
+    assert any("trying again for 600 s" in m for m in said) and "the data is back" in said[-1]
+    assert sum("trying again" in m for m in said) <= 3  # not once a batch that was read ahead
+
+
+def test_patience_ends_with_one_line(monkeypatch):
+    monkeypatch.setattr(loader, "PAUSES", (0.05,))
+    before = set(alive())
+    source = outage(40, 10**9, Lost("the disk is out of reach"))
+    batches = loader.batches(source, seed=0, batch=4, threads=1, patience=0.3)
+    for _ in range(5):
+        next(batches)
+    with pytest.raises(Lost, match="the disk is out of reach; waited 0 s for it."):
+        next(batches)
+    assert wait_until(lambda: set(alive()) <= before)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_one_may_leave_while_it_waits(hangs, monkeypatch, caplog):
+    monkeypatch.setattr(loader, "LATE", 0.2)
+    monkeypatch.setattr(loader, "POLL", 0.05)
+    go = threading.Event()
+
+    def read(rows):
+        if hangs:
+            go.wait(30)
+        raise Lost("the disk is out of reach")
+
+    batches = loader.batches(count(40, read), seed=0, batch=4, threads=1)
+    end = time.monotonic() + 0.5
+    batches.leave = lambda: time.monotonic() > end
+    assert list(batches) == [] and time.monotonic() - end < 5
+    go.set()
+    late = "no batch for 0 s: a reader is slow, or hangs"
+    assert (late in caplog.text) == hangs
