@@ -53,7 +53,10 @@ PANELS = {
     "embedding_rank": Panel("Embeddings: directions", zero=True, group="collapse"),
 }
 # Said elsewhere, or of no interest on their own.
-LEFT_OUT = ("step", "epoch", "skipped", "skipped_in_a_row", "data_wait_seconds", "feature_std")
+LEFT_OUT = (
+    "step", "epoch", "skipped", "skipped_in_a_row", "data_wait_seconds", "data_wait_share",
+    "feature_std",
+)  # fmt: skip
 GROUPS = {
     "training": "Training",
     "collapse": "Collapse monitors",

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from benchmarks import fuzz_pictures
+from ssl_jax.data import decode as decoding
 from ssl_jax.data.decode import Unreadable, decode, resize, square, upright
 
 RANDOM = np.random.default_rng(0)
@@ -225,6 +227,41 @@ def test_the_bound_on_pixels_holds_for_jpeg(encode, smooth):
     assert decode(data, 8, 3, max_pixels=600).shape == (8, 8, 3)
     with pytest.raises(Unreadable, match="30 x 20 pixels, more than the 599 allowed"):
         decode(data, 8, 3, max_pixels=599)
+
+
+def test_what_a_header_promises_is_checked_before_memory_is_taken():
+    bombs = {name: make for name, _, make in fuzz_pictures.BOMBS}
+    reasons = {
+        "PNG of 100,000 x 100,000": "Image size",
+        "PNG of 1 x 89,000,000": "1 x 89000000 pixels, a side of more than",
+        "JPEG of 10,000 scans": "a JPEG of 10009 scans, more than the 100 allowed",
+        "TIFF with a tile of 16,000 x 16,000": "a tile of 16000 x 16000 pixels, more than",
+        "WebP of 16,383 x 16,383": "pixels",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(Unreadable) as error:
+            decode(bombs[name](), 16, 3)
+        assert reason in str(error.value) and "\n" not in str(error.value)
+    assert decode(fuzz_pictures.scans(40, 3), 16, 3).shape == (16, 16, 3)
+    assert decode(fuzz_pictures.tile(32), 16, 1).shape == (16, 16, 1)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_bands_give_the_same_pixels(monkeypatch):
+    whole = {name: data for name, _, data in fuzz_pictures.whole()}
+    expected = {(n, c): decode(d, 48, c) for n, d in whole.items() for c in (1, 3)}
+    monkeypatch.setattr(decoding, "BAND", 400)  # 6 rows of 61, the last band has fewer
+    for (name, channels), pixels in expected.items():
+        np.testing.assert_array_equal(decode(whole[name], 48, channels), pixels, err_msg=name)
+
+
+def test_want_of_memory_is_not_the_fault_of_the_picture(encode, monkeypatch):
+    def fails(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(decoding, "_pillow", fails)
+    with pytest.raises(MemoryError):
+        decode(encode(RGB, "PNG"), 8, 3)
 
 
 def test_samples_of_unknown_range_are_unreadable(encode):

@@ -1,6 +1,7 @@
 """Files, folders and disks that fail while a run goes on."""
 
 import errno
+import json
 import logging
 import os
 import threading
@@ -181,6 +182,9 @@ def test_a_run_outlives_its_folder(flat, tmp_path, monkeypatch, capfd, caplog):
     with open_manager(tmp_path / "hit" / "checkpoints", 1, read_only=True) as manager:
         assert f"saved at step {manager.latest_step()}" in line and manager.latest_step() >= 5
     assert "the data is back" in caplog.text
+    lines = (tmp_path / "hit" / "metrics.jsonl").read_text().splitlines()
+    shares = [json.loads(line).get("data_wait_share", 0) for line in lines]
+    assert max(shares) > 0.5 and min(shares) >= 0 and max(shares) <= 1
     os.rename(away, root)
     assert tiny_run.run(tmp_path / "hit", *more) == 0
     assert fingerprint(tmp_path / "hit") == fingerprint(tmp_path / "calm")
