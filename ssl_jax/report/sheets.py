@@ -26,12 +26,15 @@ def features(pictures: Pictures, name: str, data: dict[str, Any]) -> str:
         said.append(f"{count:,} images; point at one to see it.")
         if (pictures.points.labels >= 0).any():
             said.append("Colours are labels, which training never saw.")
+        if any(k.startswith("PCA") for k in pictures.points.places):
+            said.append("PCA has one scale for both axes; beside it their shares of the variance.")
         cards += plane(pictures.points, pictures.names, name, data)
     if pictures.confusion is not None and pictures.confusion.sum():
         counts = pictures.confusion
         right = 100 * counts.trace() / counts.sum()
-        said.append(f"Confusions of kNN: rows are true classes; {right:.1f} % are right.")
-        cards += f'<div class="card">{confusion(counts, pictures.names)}</div>'
+        said.append(f"Of the confusions, rows are true classes; {right:.1f} % are right.")
+        inside = confusion(counts, pictures.names)
+        cards += f'<div class="card"><h3>Confusions of kNN</h3>{inside}</div>'
     if not cards:
         return ""
     both = pictures.points is not None and pictures.confusion is not None
@@ -198,8 +201,8 @@ def usage(counts: Mapping[str, np.ndarray], name: str, data: dict[str, Any]) -> 
     cards = ""
     for i, (head, c) in enumerate(counts.items()):
         title = (
-            f"{head}: {np.count_nonzero(c):,} of {len(c):,} used by {c.sum():,} images; "
-            f"perplexity {prototypes.perplexity(c):,.1f}"
+            f"Images of each of {head}: {np.count_nonzero(c):,} of {len(c):,} used by {c.sum():,} "
+            f"images; perplexity {prototypes.perplexity(c):,.1f}"
         )
         drawn = charts.usage(c) | {"title": title}
         cards += chart(drawn, f"{name}-prototypes-{i}", data)
