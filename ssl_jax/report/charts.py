@@ -159,10 +159,11 @@ def seeds(runs: Sequence[Run]) -> dict[tuple[int, ...], str]:
       numbers of at least two runs -> a name for all of them; runs without a fellow are left out.
     """
     several = [g for g in _alike(runs) if len(g) > 1]
+    methods = [runs[g[0]].config["method"]["name"] for g in several]
     return {
-        tuple(g): f"{len(g)} seeds of {runs[g[0]].config['method']['name']}"
-        + (f" ({runs[g[0]].name}, …)" if len(several) > 1 else "")
-        for g in several
+        tuple(g): f"{len(g)} seeds of {method}"
+        + (f" ({runs[g[0]].name}, …)" if methods.count(method) > 1 else "")
+        for g, method in zip(several, methods, strict=True)
     }
 
 

@@ -122,12 +122,19 @@
       svg("text", { class: "y", x: at.left - 6, y: Y(v) + 4, "text-anchor": "end" }, picture, beside[i]);
     });
     const [below, apart] = spec.log ? [decades(first, last), 1] : ticks(first, last, Math.min(width / 150, 8), 1);
-    const end = at.right - 6.5 * spec.unit.length - 8; // where the unit begins
-    labels(below, apart).forEach((label, i) => {
-      const x = X(below[i]);
-      if (below[i] >= first && x + 3.3 * label.length < end) svg("text", { class: "x", x, y: height - 8, "text-anchor": "middle" }, picture, label);
-    });
-    svg("text", { class: "unit", x: at.right, y: height - 8, "text-anchor": "end" }, picture, spec.unit);
+    // The unit stands at the right end; a value that would be below it, after it: "step 60".
+    const under = (x, anchor, label) => svg("text", { class: "x", x, y: height - 8, "text-anchor": anchor }, picture, label);
+    const wide = (label) => 6.5 * label.length;
+    const marks = labels(below, apart).map((label, i) => ({ label, x: X(below[i]) })).filter((_, i) => below[i] >= first);
+    let end = spec.unit;
+    let edge = at.right;
+    const newest = marks.at(-1);
+    if (newest && newest.x + wide(newest.label) / 2 + 10 > at.right - wide(end)) {
+      end = `${end} ${marks.pop().label}`;
+      edge = Math.min(newest.x + wide(newest.label) / 2, width - 2);
+    }
+    under(edge, "end", end);
+    for (const { x, label } of marks) if (x + wide(label) / 2 + 10 < edge - wide(end)) under(x, "middle", label);
     const named = []; // [left end, height] of the names of lines, so that none is on another
     for (const line of spec.lines) {
       const y = Y(line.value);

@@ -117,7 +117,11 @@ def of_runs(runs: Sequence[Run], data: dict[str, Any]) -> str:
         for color, run in zip(charts.colors(runs), runs, strict=True)
     )
     spread = compare.over_seeds(runs)
-    means = "".join(f"<th scope=col>{text(name)}<small>mean ± sd</small></th>" for name in spread)
+    colors = {name: charts.colors(runs)[group[0]] for group, name in charts.seeds(runs).items()}
+    means = "".join(
+        f"<th scope=col>{mark(colors[name])}{text(name)}<small>mean ± sd</small></th>"
+        for name in spread
+    )
     rows = ""
     for title, cells in compare.results(runs):
         rows += f"<tr><th scope=row>{text(title)}</th>"
