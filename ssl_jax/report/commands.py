@@ -78,7 +78,9 @@ def absent(config: ConfigDict, preset: ConfigDict) -> dict[str, Any]:
     for field, value in theirs.items():
         section = field.rpartition(".")[0]
         kind = f"{section}.name"
-        if field not in mine and section in sections and mine.get(kind) == theirs.get(kind):
+        if field in mine or section not in sections or isinstance(value, Mapping):  # an empty one
+            continue
+        if mine.get(kind) == theirs.get(kind):
             found[field] = value
     return found
 

@@ -135,6 +135,7 @@
     }
     under(edge, "end", end);
     for (const { x, label } of marks) if (x + wide(label) / 2 + 10 < edge - wide(end)) under(x, "middle", label);
+    const above = []; // draw the names of lines, on top of the curves
     const named = []; // [left end, height] of the names of lines, so that none is on another
     for (const line of spec.lines) {
       const y = Y(line.value);
@@ -144,7 +145,7 @@
       if (line.alarm) svg("rect", { class: "zone", x: at.left, width: at.right - at.left, y, height: Math.max(at.bottom - y, 0) }, picture);
       const style = line.color === undefined ? "" : `stroke:${color(line)}`;
       svg("line", { class: line.alarm ? "alarm" : "mark", x1: at.left, x2: at.right, y1: y, y2: y, style }, picture);
-      svg("text", { class: line.alarm ? "warn" : "", x: right, y: y - 4, "text-anchor": "end" }, picture, line.name);
+      above.push(() => svg("text", { class: line.alarm ? "warn name" : "name", x: right, y: y - 4, "text-anchor": "end" }, picture, line.name));
     }
     for (const s of spec.series) {
       if (s.low) {
@@ -173,6 +174,7 @@
         });
       }
     }
+    for (const write of above) write();
     const hair = svg("line", { class: "hair", y1: at.top, y2: at.bottom, visibility: "hidden" }, picture);
     const dots = spec.series.map((s) => svg("circle", { r: 4, style: `fill:${color(s)}`, visibility: "hidden" }, picture));
     root.replaceChildren(picture);

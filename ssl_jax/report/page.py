@@ -16,8 +16,8 @@ from ssl_jax.report.markup import chart, embedded, mark, note, section, state, t
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 ONLINE = (
-    "The online linear probe has one fixed regularisation (monitor.linear); the result's is chosen "
-    "on a hold-out of train. So the two differ a little."
+    "The online linear probe has one fixed regularisation (monitor.linear); that of the result is "
+    "chosen on a hold-out of train."
 )
 FEW = 20  # rows of a table that is open at first
 

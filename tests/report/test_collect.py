@@ -95,7 +95,7 @@ def test_principal_components_are_those_of_an_svd():
 def test_a_collapse_is_seen_in_the_plane():
     r = np.random.default_rng(0)
     to, away = r.normal(size=(2, 32))
-    line = to + np.outer(r.normal(size=300), away) + 1e-3 * r.normal(size=(300, 32))
+    line = to + 0.3 * np.outer(r.normal(size=300), away) + 1e-3 * r.normal(size=(300, 32))
     ((name, found),) = collect.principal(line).items()
     assert found[:, 1].std() < 0.3 * found[:, 0].std() and name.startswith("PCA (9")
     ((name, found),) = collect.principal(to + 1e-4 * r.normal(size=(300, 32))).items()
