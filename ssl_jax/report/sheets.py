@@ -9,6 +9,11 @@ from ssl_jax.report import charts, data_uris, prototypes
 from ssl_jax.report.contents import Attention, Neighbours, Pictures, Points
 from ssl_jax.report.markup import chart, class_color, picture, section, strips, table, text
 
+# Of `collect.views_of`, where they are not views by a policy alone.
+VIEWS = {
+    "shuffled tiles": "puzzles as the network gets them: every tile of mean 0 and deviation 1",
+    "four rotations": "one view in its four rotations",
+}
 MANY = 20  # classes; more are not named on the plane, and their confusions are a picture
 
 
@@ -145,15 +150,14 @@ def views(originals: np.ndarray, drawn: np.ndarray, name: str) -> str:
     Args:
       originals: uint8 [n, H, W, C].
       drawn: uint8 [n, v, h, w, C].
-      name: of the view, or views, in the config.
+      name: of the view, or views: in the config, or of VIEWS.
     """
     rows = [
         [picture(image, "original", "query"), *(picture(v, f"view by {name}") for v in several)]
         for image, several in zip(originals, drawn, strict=True)
     ]
-    said = (
-        f"The first of each row is the original, the others its views of {drawn.shape[2]} pixels."
-    )
+    others = VIEWS.get(name, f"its views of {drawn.shape[2]} pixels")
+    said = f"The first of each row is the original, the others {others}."
     return section(f"Augmented views: {name}", strips(rows), said)
 
 
