@@ -213,7 +213,7 @@
         const row = html("div", tip);
         html("i", row, undefined, `--k:${color(s)}`).className = dash(s);
         html("em", row, s.name + (s.x[i] === x || s.x.length === leader.x.length ? "" : ` (${number(s.x[i])})`));
-        const spread = s.low ? ` ± ${number((s.high[i] - s.low[i]) / 2, step)}` : "";
+        const spread = s.low ? ` ± ${number(Number(((s.high[i] - s.low[i]) / 2).toPrecision(2)))}` : "";
         html("span", row, number(s.y[i], step) + spread);
       }
       place(event);
