@@ -125,7 +125,7 @@ def of_runs(runs: Sequence[Run], data: dict[str, Any]) -> str:
     rows = ""
     for title, cells in compare.results(runs):
         rows += f"<tr><th scope=row>{text(title)}</th>"
-        rows += "".join(f"<td>{text(c.get(title, '–'))}</td>" for c in spread.values())
+        rows += "".join(f"<td class=mean>{text(c.get(title, '–'))}</td>" for c in spread.values())
         rows += "".join(
             f"<td{' class=best' if c.best else ''}>{text(c.value)}"
             + (f"<small>{text(c.difference)}</small></td>" if c.difference else "</td>")
