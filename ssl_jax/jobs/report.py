@@ -1,6 +1,7 @@
 """A page about one run or several, from their folders alone."""
 
 import pathlib
+from collections.abc import Sequence
 
 import jax
 from ml_collections import ConfigDict
@@ -32,7 +33,11 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     folders = runs_of(config)
     host.set_cpu_devices(config.cpu_devices or host.cpu_devices(config.batch, 1, cluster))
     host.set_compile_cache(config.compile_cache)
-    found = [look(config, folder, cluster) for folder in folders]
+    names = names_of(folders)
+    found = [
+        look(config, folder, cluster)._replace(name=name)
+        for folder, name in zip(folders, names, strict=True)
+    ]
     into = pathlib.Path("runs/report") if len(folders) > 1 else folders[0] / "report"
     into = pathlib.Path(config.workdir) if config.workdir else into
     if jax.process_index() == 0:
@@ -55,6 +60,24 @@ def runs_of(config: ConfigDict) -> list[pathlib.Path]:
             "runs/quickstart), or several: --config.runs=RUN,RUN"
         )
     return runs
+
+
+def names_of(folders: Sequence[pathlib.Path]) -> list[str]:
+    """The last parts of each path, as many as set it apart from the others.
+
+    a/simclr/0, a/byol/0, a/byol/1 -> simclr/0, byol/0, 1
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    depth = [1] * len(parts)
+    while True:
+        names = ["/".join(p[-d:]) for p, d in zip(parts, depth, strict=True)]
+        repeated = [
+            i for i, p in enumerate(parts) if names.count(names[i]) > 1 and depth[i] < len(p)
+        ]
+        if not repeated:
+            return names
+        for i in repeated:
+            depth[i] += 1
 
 
 def look(config: ConfigDict, folder: pathlib.Path, cluster: host.Cluster) -> Run:

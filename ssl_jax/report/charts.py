@@ -1,14 +1,17 @@
 """From metrics to charts: dictionaries that page.js draws.
 
-A chart is {'title', 'unit', 'series', 'lines'} and, where true, 'zero', 'log', 'area', 'double':
+A chart is {'title', 'unit', 'series', 'lines'} and, where true, 'zero', 'log', 'area', 'double',
+'legend':
 
-    series  [{'name', 'color': number of a colour, 'x': [..], 'y': [.., null where not finite],
-              'faint': drawn weakly, 'low', 'high': [..], a band}]
-    lines   [{'name', 'value', 'alarm': True: values below it raise an alarm}], horizontal
+    series  [{'name', 'color': number of a colour and its dashes, 'x': [..],
+              'y': [.., null where not finite], 'faint': drawn weakly, 'low', 'high': [..], a band}]
+    lines   [{'name', 'value', 'alarm': True: values below it raise an alarm,
+              'color': of the curve that it belongs to, if any}], horizontal
     zero    the y axis starts at 0
     log     both axes are logarithmic
     area    what is below the curve is filled
     double  it is twice as wide as others
+    legend  it has one even if all its curves have one colour
 """
 
 import math
@@ -17,7 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ssl_jax import config as configs
 from ssl_jax.evaluate import collapse
+from ssl_jax.report.commands import flat
 from ssl_jax.report.contents import Run
 
 MOST = 1_000  # points of a curve
@@ -86,8 +91,9 @@ def of_runs(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
         found[PANELS[key].group].append(_metric(runs, key, PANELS[key]))
     for key in keys:
         if key not in PANELS and key not in accuracies:
-            found["method"].append(_metric(runs, key, Panel(readable(key), group="method")))
-    return {group: charts for group, charts in found.items() if charts}
+            found["method"].append(_metric(runs, key, _panel_of_method(key)))
+    several = {"legend": True} if len(runs) > 1 else {}
+    return {group: [c | several for c in charts] for group, charts in found.items() if charts}
 
 
 def spectrum(spectra: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -136,37 +142,61 @@ def is_accuracy(key: str) -> bool:
 
 
 def readable(key: str) -> str:
-    """'positive_similarity' -> 'Positive similarity'; 'knn_top1' -> 'kNN top-1'."""
+    """'positive_similarity' -> 'Positive similarity'; 'knn_top1' -> 'kNN top-1'.
+
+    The linear probe of the monitors is called online: it is not the one of the result.
+    """
     special = {"top1": "top-1", "top5": "top-5", "knn": "kNN", "kl": "KL"}
     text = " ".join(special.get(word, word) for word in key.split("_"))
-    return text if text.startswith("kNN") else text[:1].upper() + text[1:]
+    text = text if text.startswith("kNN") else text[:1].upper() + text[1:]
+    return f"{text}, online" if key.startswith("linear_top") else text
 
 
 def seeds(runs: Sequence[Run]) -> dict[tuple[int, ...], str]:
     """Runs that differ in their seed alone.
 
+    A field that came after a run has its default there. Fields that change nothing of what is
+    computed (`config.FREE_ON_RESUME`) may differ.
+
     Returns:
       numbers of at least two runs -> a name for all of them; runs without a fellow are left out.
     """
-    from ml_collections import ConfigDict
-
-    from ssl_jax import config as configs
-
-    groups: list[list[int]] = []
-    for i, run in enumerate(runs):
-        for group in groups:
-            first = ConfigDict(dict(runs[group[0]].config))
-            if set(configs.differences(first, ConfigDict(dict(run.config)))) <= {"seed"}:
-                group.append(i)
-                break
-        else:
-            groups.append([i])
-    several = [g for g in groups if len(g) > 1]
+    several = [g for g in _alike(runs) if len(g) > 1]
+    methods = [runs[g[0]].config["method"]["name"] for g in several]
     return {
-        tuple(g): f"{len(g)} seeds of {runs[g[0]].config['method']['name']}"
-        + (f" ({runs[g[0]].name}, …)" if len(several) > 1 else "")
-        for g in several
+        tuple(g): f"{len(g)} seeds of {method}"
+        + (f" ({runs[g[0]].name}, …)" if methods.count(method) > 1 else "")
+        for g, method in zip(several, methods, strict=True)
     }
+
+
+def colors(runs: Sequence[Run]) -> list[int]:
+    """The number of each run's colour: seeds of the same run have one colour, as has their mean."""
+    of = {i: number for number, group in enumerate(_alike(runs)) for i in group}
+    return [of[i] for i in range(len(runs))]
+
+
+def _alike(runs):
+    """[[0, 2], [1]]: numbers of the runs that differ in their seed alone, in order."""
+    free = ("seed", *configs.FREE_ON_RESUME)
+    within = tuple(f"{name}." for name in free)
+    groups: list[tuple[dict[str, Any], list[int]]] = []
+    for i, run in enumerate(runs):
+        fields = {**run.later, **flat(dict(run.config))}
+        fields = {k: v for k, v in fields.items() if k not in free and not k.startswith(within)}
+        same = [group for other, group in groups if other == fields]
+        if same:
+            same[0].append(i)
+        else:
+            groups.append((fields, [i]))
+    return [group for _, group in groups]
+
+
+def _panel_of_method(key):
+    """What a method counts right is a share of images, in percent as the probes' accuracies are."""
+    if key.endswith("accuracy") or key == "agreement":
+        return Panel(f"{readable(key)} (%)", 100, group="method")
+    return Panel(readable(key), group="method")
 
 
 def _keys(runs):
@@ -187,11 +217,13 @@ def _accuracy(runs, keys):
     for j, key in enumerate(keys):
         series += _curves(runs, key, Panel(key, 100), readable(key), j)
     if len(runs) == 1:
-        result = runs[0].result or {}
-        for name, shown in (("pixels", "raw pixels"), ("untrained", "untrained")):
-            value = result.get("baselines", {}).get(name, {}).get("knn_top1")
-            if value is not None and "knn_top1" in keys:
-                lines.append({"name": f"{shown}, kNN", "value": 100 * value, "alarm": False})
+        baselines = (runs[0].result or {}).get("baselines", {})
+        for key, probe in (("knn_top1", "kNN"), ("linear_top1", "linear")):
+            for name, shown in (("pixels", "raw pixels"), ("untrained", "untrained")):
+                value = baselines.get(name, {}).get(key)
+                if value is not None and key in keys:
+                    line = {"name": f"{shown}, {probe}", "value": 100 * value, "alarm": False}
+                    lines.append(line | {"color": keys.index(key)})
     title = "Accuracy (%)" if len(runs) == 1 else f"{readable(keys[0])} (%)"
     return chart(title, series, lines)
 
@@ -204,14 +236,15 @@ def _metric(runs, key, panel):
 def _curves(runs, key, panel, name, color):
     """A curve for every run, named `name` if it is one; means on top of what is drawn weakly."""
     series, bands = [], _bands(runs, key, panel.scale)
-    fellows = {i for group in (seeds(runs) if bands else ()) for i in group}
+    drawn = colors(runs) if len(runs) > 1 else [color]
+    means = {band["color"] for band in bands}
     for i, run in enumerate(runs):
         points = _series(run.records, key, panel.scale)
         if not points["x"]:
             continue
         smooth = panel.smooth and len(runs) == 1 and len(points["x"]) >= 40
-        named = {"name": name if len(runs) == 1 else run.name, "color": color + i}
-        series.append({**named, "faint": smooth or i in fellows, **points})
+        named = {"name": name if len(runs) == 1 else run.name, "color": drawn[i]}
+        series.append({**named, "faint": smooth or drawn[i] in means, **points})
         if smooth:
             series.append({**named, "name": "running mean", **_running_mean(points)})
     return series + bands
@@ -232,8 +265,8 @@ def _thresholds(runs, key):
 
 def _bands(runs, key, scale):
     """Mean and standard deviation of runs that differ in their seed alone, at common steps."""
-    series = []
-    for number, (group, name) in enumerate(seeds(runs).items() if len(runs) > 1 else ()):
+    series, drawn = [], colors(runs)
+    for group, name in seeds(runs).items():
         values = [
             {r["step"]: scale * r[key] for r in runs[i].records if _finite(r.get(key))}
             for i in group
@@ -246,8 +279,8 @@ def _bands(runs, key, scale):
         table, x = table[:, kept], np.array(steps)[kept]
         mean, sd = table.mean(0), table.std(0, ddof=1)
         band = {"low": numbers(mean - sd), "high": numbers(mean + sd)}
-        color = len(runs) + number
-        series.append({"name": f"{name}, mean ± sd", "color": color, **_points(x, mean), **band})
+        named = {"name": f"{name}, mean ± sd", "color": drawn[group[0]]}
+        series.append({**named, **_points(x, mean), **band})
     return series
 
 
@@ -273,11 +306,14 @@ def _points(x, y):
 
 
 def numbers(values: Iterable[float]) -> list[float | int | None]:
-    """Five significant digits are enough to draw; None where a value is not finite."""
+    """Eight significant digits, as float32 has them; None where a value is not finite.
+
+    With fewer, a momentum that goes from 0.9999 to 1 would be drawn as stairs.
+    """
     return [
         int(v)
         if float(v).is_integer() and abs(v) < 1e15
-        else float(f"{v:.5g}")
+        else float(f"{v:.8g}")
         if math.isfinite(v)
         else None
         for v in values

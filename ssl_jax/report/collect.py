@@ -12,7 +12,8 @@ from ssl_jax import augment, models, workdir
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate import collapse, encoder, knn, probing
 from ssl_jax.evaluate.representation import Part
-from ssl_jax.methods.protocol import Method
+from ssl_jax.methods import METHODS, protocol
+from ssl_jax.methods.protocol import Context, Method
 from ssl_jax.report import attention, commands, logs, pictures, prototypes, reconstructions
 from ssl_jax.report.contents import Neighbours, Pictures, Points, Run
 from ssl_jax.train.state import TrainState
@@ -21,6 +22,8 @@ POINTS = 1_000  # of the plane; t-SNE takes seconds
 SAMPLE = 8  # images whose views, reconstructions and attention are shown
 VIEWS = 6  # of each image, by each policy
 QUERIES, NEAREST = 10, 8
+ALIKE = 0.01  # variance of unit-length features below which it is named; isotropic ones have 1
+GAP = 2  # pixels between the tiles of a puzzle
 
 
 class Weights(NamedTuple):
@@ -100,6 +103,7 @@ def run_of(folder: pathlib.Path, drawn: Pictures | None, notes: tuple[str, ...] 
         command=commands.run_command(saved.config, str(folder)),
         pictures=drawn,
         notes=notes,
+        later=commands.later(saved.config),
     )
 
 
@@ -179,7 +183,7 @@ def draw(
             places = planes(seen.features[rows], seen.untrained[rows])
         places = {
             "t-SNE": places["learned"],
-            "PCA": principal(seen.features[rows]),
+            **principal(seen.features[rows]),
             "before training (t-SNE)": places["untrained"],
         }
         thumbnails = seen.shown.source.read(seen.shown.rows[rows])["image"]
@@ -219,26 +223,72 @@ def sample(source) -> np.ndarray:
 
 
 def views_of(config: ConfigDict, images: np.ndarray) -> dict[str, np.ndarray]:
-    """VIEWS random views of every image by each policy of `config.views`.
+    """Random views of every image by each policy of `config.views`, or what the method makes of it.
 
     Args:
       config: of the run.
       images: uint8 [n, H, W, C].
 
     Returns:
-      name of the view -> uint8 [n, VIEWS, size, size, C], normalisation undone.
+      name of the view -> uint8 [n, VIEWS, size, size, C], normalisation undone. Of Jigsaw, puzzles
+      as the network gets them; of Rotation one view in its four rotations, so [n, 4, …].
     """
+    if config.method.name == "jigsaw":
+        made = own_views(config, np.repeat(images, VIEWS, axis=0))["tiles"]
+        puzzles = joined(np.asarray(made))
+        return {"shuffled tiles": puzzles.reshape(len(images), VIEWS, *puzzles.shape[1:])}
+    if config.method.name == "rotation":
+        policy = augment.make("none", **config.views.image)
+        return {"four rotations": _undone(np.asarray(own_views(config, images)), policy)}
     found = {}
-    n, channels = len(images), images.shape[-1]
+    n = len(images)
     keys = jax.random.split(jax.random.key(config.seed), n * VIEWS)
     repeated = np.repeat(images, VIEWS, axis=0)  # [n·VIEWS, H, W, C]
     for name, fields in config.views.items():
         policy = augment.make("none", **fields)
         drawn = np.asarray(jax.jit(augment.apply, static_argnums=0)(policy, keys, repeated))
-        mean, std = (reconstructions.per_channel(x, channels) for x in (policy.mean, policy.std))
-        drawn = np.round(255 * np.clip(drawn * std + mean, 0, 1)).astype(np.uint8)
-        found[name] = drawn.reshape(n, VIEWS, *drawn.shape[1:])
+        found[name] = _undone(drawn, policy).reshape(n, VIEWS, *drawn.shape[1:])
     return found
+
+
+def own_views(config: ConfigDict, images: np.ndarray) -> Any:
+    """`Method.views` of some images, at the first step of a run.
+
+    Args:
+      config: of the run; of a method whose views depend on no other fact of it.
+      images: uint8 [n, H, W, C].
+    """
+    n = len(images)
+    method = METHODS[config.method.name](config, protocol.Run(n, n, 1, 1))
+    zero = np.zeros((), np.int32)
+    ctx = Context(zero, zero, np.zeros((), np.float32), jax.random.key(config.seed), None)
+    none = np.full(n, -1, np.int32)
+    batch = {"image": images, "index": np.arange(n, dtype=np.int32), "label": none}
+    return jax.jit(lambda key, batch: method.views(key, batch, ctx))(ctx.key, batch)
+
+
+def joined(tiles: np.ndarray) -> np.ndarray:
+    """Puzzles as pictures: tiles side by side, black between them.
+
+    Args:
+      tiles: float [n, 9, t, t, C], each of mean 0 and deviation 1 (a blank one is 0): mid-grey is
+        the mean, black and white are two deviations away.
+
+    Returns:
+      uint8 [n, s, s, C], s = 3 · t + 2 · GAP.
+    """
+    n, _, side, _, channels = tiles.shape
+    shown = np.round(255 * np.clip(0.5 + tiles / 4, 0, 1)).astype(np.uint8)
+    shown = shown.reshape(n, 3, 3, side, side, channels)
+    shown = np.pad(shown, ((0, 0), (0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)))
+    whole = shown.transpose(0, 1, 3, 2, 4, 5).reshape(n, *(2 * [3 * (side + GAP)]), channels)
+    return whole[:, :-GAP, :-GAP]
+
+
+def _undone(views, policy):
+    """uint8 of normalised views [..., C]."""
+    mean, std = (reconstructions.per_channel(x, views.shape[-1]) for x in (policy.mean, policy.std))
+    return np.round(255 * np.clip(views * std + mean, 0, 1)).astype(np.uint8)
 
 
 def rows_shown(count: int) -> np.ndarray:
@@ -251,23 +301,31 @@ def planes(learned: np.ndarray, untrained: np.ndarray) -> dict[str, np.ndarray]:
     return {"learned": pictures.project(learned), "untrained": pictures.project(untrained)}
 
 
-def principal(features: np.ndarray) -> np.ndarray:
-    """The first two principal components of unit-length features, each axis scaled to [-1, 1].
+def principal(features: np.ndarray) -> dict[str, np.ndarray]:
+    """The first two principal components of unit-length features, both on one scale.
+
+    Features that use one direction are a line, as they are.
 
     Args:
       features: float [n, d].
 
     Returns:
-      float32 [n, 2]; zeros for a component that there is not.
+      'PCA (52 % + 21 %)': the shares of the variance, with the variance itself where the features
+      are nearly all alike -> float32 [n, 2]; the larger axis fills [-1, 1], and a component that
+      there is not is 0.
     """
     from sklearn.decomposition import PCA
 
     x = unit(features)
-    with np.errstate(invalid="ignore"):  # 0 / 0: the explained share of features all equal
-        x = PCA(min(2, *x.shape), random_state=0).fit_transform(x)
+    total = float(np.var(x, axis=0, dtype=np.float64).sum())  # E|x|² − |E x|², from 0 to 1
+    x = PCA(min(2, *x.shape), random_state=0).fit_transform(x) if total > 0 else 0 * x[:, :2]
     x = np.pad(x, ((0, 0), (0, 2 - x.shape[1])))
+    shares = np.var(x, axis=0, dtype=np.float64) / max(total, 1e-30)
+    name = " + ".join(f"{100 * share:.0f} %" for share in shares)
+    if total < ALIKE:
+        name += f" of a variance of {total:.0e}"
     x = x - (x.max(0) + x.min(0)) / 2
-    return (x / np.maximum(np.abs(x).max(0), 1e-12)).astype(np.float32)
+    return {f"PCA ({name})": (x / max(np.abs(x).max(), 1e-12)).astype(np.float32)}
 
 
 def neighbours(seen: Seen) -> Neighbours | None:

@@ -102,13 +102,14 @@ def over_seeds(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
 def fields(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Dotted names of the fields that differ -> the value of every run, ABSENT where it has none.
 
-    The workdir always differs and is left out.
+    A field that came after a run has its default there. The workdir always differs and is left out.
     """
     configs = [flat(dict(run.config)) for run in runs]
     names = dict.fromkeys(name for c in configs for name in c)
+    full = [{**run.later, **c} for run, c in zip(runs, configs, strict=True)]
     found = {}
     for name in names:
-        values = [c.get(name, ABSENT) for c in configs]
+        values = [c.get(name, ABSENT) for c in full]
         if name != "workdir" and any(v != values[0] for v in values[1:]):
             found[name] = values
     return found

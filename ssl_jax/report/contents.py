@@ -10,7 +10,7 @@ class Points(NamedTuple):
     """Images on a plane.
 
     Attributes:
-      places: name of the projection -> float [n, 2], each axis in [-1, 1]; the first is shown.
+      places: name of the projection -> float [n, 2] in [-1, 1]; the first is shown.
       images: uint8 [n, h, w, C].
       labels: int [n], -1: none.
     """
@@ -93,6 +93,7 @@ class Run(NamedTuple):
       command: what continues the run, or runs it again; None if it cannot be told.
       pictures: None where they could not be made.
       notes: what is missing, and why.
+      later: dotted names of fields that came after the run -> what they are without it.
     """
 
     name: str
@@ -106,3 +107,4 @@ class Run(NamedTuple):
     command: str | None
     pictures: Pictures | None
     notes: tuple[str, ...] = ()
+    later: Mapping[str, Any] = {}

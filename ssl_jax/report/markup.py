@@ -10,7 +10,7 @@ import numpy as np
 from ssl_jax.report import data_uris
 
 SMOOTH = 64  # pixels; smaller pictures are enlarged without smoothing
-COLORS = 6  # of lines, in page.css
+COLORS, DASHES = 6, 4  # of lines, in page.css; the first dash is none
 
 
 def text(value: Any) -> str:
@@ -57,9 +57,11 @@ def table(kind: str, head: str, rows: str) -> str:
     return f'<div class="scroll"><table class="{kind}"><tr><td></td>{head}</tr>{rows}</table></div>'
 
 
-def line_color(number: int) -> str:
-    """Of a curve, as a style attribute's content."""
-    return f"--k:var(--l{number % COLORS})"
+def mark(number: int) -> str:
+    """A piece of a curve: its colour, and dashes once the colours are used up."""
+    dash = number // COLORS % DASHES
+    kind = f' class="dash{dash}"' if dash else ""
+    return f'<i{kind} style="--k:var(--l{number % COLORS})"></i>'
 
 
 def class_color(i: int, classes: int) -> str:
@@ -78,11 +80,10 @@ def chart(drawn: Mapping[str, Any], name: str, data: dict[str, Any], kind: str =
     """
     data["charts"][name] = drawn
     legend = ""
-    if len({s["color"] for s in drawn["series"]}) > 1:
-        legend = "".join(
-            f'<li><i style="{line_color(s["color"])}"></i>{text(s["name"])}</li>'
-            for s in drawn["series"]
-        )
+    if drawn.get("legend") or len({s["color"] for s in drawn["series"]}) > 1:
+        # Seeds that are drawn weakly have the colour of their mean, which names them.
+        named = [s for s in drawn["series"] if not s.get("faint")]
+        legend = "".join(f"<li>{mark(s['color'])}{text(s['name'])}</li>" for s in named)
     return (
         f'<figure class="card chart {kind}"><figcaption>{text(drawn["title"])}</figcaption>'
         f'<div data-chart="{text(name)}"></div>'

@@ -20,23 +20,36 @@
     return node;
   };
 
-  // Numbers as people read them: 1,240  0.3855  2.4e-8
-  const number = (v) => {
+  // Numbers as people read them: 1,240  0.3855  2.4e-8; four digits, or what tells a hundredth of
+  // the axis's step.
+  const power = (v) => Math.floor(Math.log10(Math.abs(v)) + 1e-9);
+  const short = (v) => v.toExponential().replace("e+", "e");
+  const number = (v, step = Infinity) => {
     if (v === null) return "not finite";
-    const size = Math.abs(v);
-    if (size >= 1000) return v.toLocaleString("en", { maximumFractionDigits: 0 });
-    if (size > 0 && size < 0.001) return v.toExponential(1).replace(".0e", "e");
-    return String(Number(v.toPrecision(4)));
+    if (v === 0) return "0";
+    const whole = power(v) < 9 ? power(v) + 1 : 0;
+    const rounded = Number(v.toPrecision(Math.min(Math.max(4, whole, power(v) - power(step) + 2), 12)));
+    return power(v) < -3 || power(v) >= 9 ? short(rounded) : rounded.toLocaleString("en", { maximumFractionDigits: 12 });
   };
 
-  // Round values, about `count` of them, from low to high.
-  const ticks = (low, high, count) => {
+  // Round values from low to high, at least `count` of them, and their distance (at least `least`).
+  const ticks = (low, high, count, least = 0) => {
     const rough = (high - low) / count;
-    const power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].find((m) => m * power >= rough * 0.999) * power;
+    const ten = 10 ** power(rough);
+    const step = Math.max([5, 2, 1].find((m) => m * ten <= rough * 1.001) * ten, least);
     const found = [];
-    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
-    return found;
+    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step + 0); // no -0
+    return [found, step];
+  };
+  // What stands beside them: as many decimals as the step has, so that no two are alike.
+  const labels = (values, step) => {
+    const most = Math.max(...values.map(Math.abs));
+    const decimals = Math.max(-power(step), 0);
+    return values.map((v) => {
+      if (v === 0) return "0";
+      if (most >= 1e5 || most < 1e-3) return short(Number(v.toPrecision(Math.max(power(v) - power(step) + 1, 1))));
+      return v.toLocaleString("en", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+    });
   };
   const decades = (low, high) => {
     const found = [];
@@ -54,15 +67,26 @@
   };
   const hide = () => { tip.hidden = true; };
   addEventListener("scroll", hide, { passive: true });
+  // A mouse shows things where it is; a finger where it was put down, until it is put elsewhere.
+  const shown = [hide]; // functions that take away what is shown
+  const clearAll = () => shown.forEach((clear) => clear());
+  const follow = (picture, show) => {
+    picture.addEventListener("pointermove", show);
+    picture.addEventListener("pointerdown", show);
+    picture.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") clearAll(); });
+  };
+  addEventListener("pointerdown", clearAll, { capture: true }); // before any picture shows anew
+  const color = (s) => `var(--l${s.color % 6})`;
+  const dash = (s) => ["", "dash1", "dash2", "dash3"][Math.floor(s.color / 6) % 4];
 
   // ---- charts ----
   const drawn = []; // {unit, show(x), clear()} of every chart, so that they share a crosshair
+  shown.push(() => drawn.forEach((other) => other.clear()));
 
   const chart = (root, spec) => {
     const width = root.clientWidth;
     if (!width) return; // in a tab that is not shown
     const height = width > 800 ? 240 : 190;
-    const at = { left: 46, right: width - 10, top: 12, bottom: height - 24 };
     const finite = spec.series.flatMap((s) => [s.y, s.low || [], s.high || []].flat()).filter((v) => v !== null);
     const xs = spec.series.flatMap((s) => s.x);
     const values = [...finite, ...spec.lines.map((l) => l.value)];
@@ -81,6 +105,11 @@
       high += room;
       if (!(spec.zero && low === 0)) low -= room;
     }
+    const lying = spec.log ? decades(low, high) : ticks(low, high, 3);
+    const beside = spec.log ? lying.map((v) => labels([v], v)[0]) : labels(...lying);
+    const widest = Math.max(...beside.map((label) => label.length));
+    const at = { left: Math.max(46, 12 + 6.5 * widest), right: width - 10, top: 12, bottom: height - 24 };
+    const step = spec.log ? undefined : lying[1];
     const scale = spec.log ? Math.log : (v) => v;
     const map = (v, a, b, from, to) => from + ((scale(v) - scale(a)) / (scale(b) - scale(a))) * (to - from);
     const X = (v) => map(v, first, last, at.left, at.right);
@@ -88,27 +117,41 @@
 
     const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img" });
     picture.setAttribute("aria-label", spec.title);
-    for (const v of spec.log ? decades(low, high) : ticks(low, high, 4)) {
+    (spec.log ? lying : lying[0]).forEach((v, i) => {
       svg("line", { class: "grid", x1: at.left, x2: at.right, y1: Y(v), y2: Y(v) }, picture);
-      svg("text", { x: at.left - 6, y: Y(v) + 4, "text-anchor": "end" }, picture, number(v));
+      svg("text", { class: "y", x: at.left - 6, y: Y(v) + 4, "text-anchor": "end" }, picture, beside[i]);
+    });
+    const [below, apart] = spec.log ? [decades(first, last), 1] : ticks(first, last, Math.min(width / 150, 8), 1);
+    // The unit stands at the right end; a value that would be below it, after it: "step 60".
+    const under = (x, anchor, label) => svg("text", { class: "x", x, y: height - 8, "text-anchor": anchor }, picture, label);
+    const wide = (label) => 6.5 * label.length;
+    const marks = labels(below, apart).map((label, i) => ({ label, x: X(below[i]) })).filter((_, i) => below[i] >= first);
+    let end = spec.unit;
+    let edge = at.right;
+    const newest = marks.at(-1);
+    if (newest && newest.x + wide(newest.label) / 2 + 10 > at.right - wide(end)) {
+      end = `${end} ${marks.pop().label}`;
+      edge = Math.min(newest.x + wide(newest.label) / 2, width - 2);
     }
-    for (const v of spec.log ? decades(first, last) : ticks(first, last, Math.min(width / 90, 8))) {
-      if (v < first) continue;
-      const anchor = X(v) > at.right - 14 ? "end" : "middle";
-      svg("text", { x: X(v), y: height - 8, "text-anchor": anchor }, picture, number(v));
-    }
+    under(edge, "end", end);
+    for (const { x, label } of marks) if (x + wide(label) / 2 + 10 < edge - wide(end)) under(x, "middle", label);
+    const above = []; // draw the names of lines, on top of the curves
+    const named = []; // [left end, height] of the names of lines, so that none is on another
     for (const line of spec.lines) {
       const y = Y(line.value);
+      let right = at.right;
+      for (const [left, other] of named) if (Math.abs(other - y) < 13) right = Math.min(right, left - 12);
+      named.push([right - 6 * line.name.length, y]);
       if (line.alarm) svg("rect", { class: "zone", x: at.left, width: at.right - at.left, y, height: Math.max(at.bottom - y, 0) }, picture);
-      svg("line", { class: line.alarm ? "alarm" : "mark", x1: at.left, x2: at.right, y1: y, y2: y }, picture);
-      svg("text", { class: line.alarm ? "warn" : "", x: at.right, y: y - 4, "text-anchor": "end" }, picture, line.name);
+      const style = line.color === undefined ? "" : `stroke:${color(line)}`;
+      svg("line", { class: line.alarm ? "alarm" : "mark", x1: at.left, x2: at.right, y1: y, y2: y, style }, picture);
+      above.push(() => svg("text", { class: line.alarm ? "warn name" : "name", x: right, y: y - 4, "text-anchor": "end" }, picture, line.name));
     }
     for (const s of spec.series) {
-      const color = `var(--l${s.color % 6})`;
       if (s.low) {
         const up = s.x.map((x, i) => `${X(x)},${Y(s.high[i])}`);
         const down = s.x.map((x, i) => `${X(x)},${Y(s.low[i])}`).reverse();
-        svg("polygon", { class: "band", points: [...up, ...down].join(" "), style: `fill:${color}` }, picture);
+        svg("polygon", { class: "band", points: [...up, ...down].join(" "), style: `fill:${color(s)}` }, picture);
       }
       let path = "";
       let broken = true;
@@ -123,16 +166,17 @@
         broken = false;
       });
       if (!path) continue;
-      if (spec.area) svg("path", { class: "area", d: `${path}V${at.bottom}H${at.left}Z`, style: `fill:${color}` }, picture);
-      svg("path", { class: s.faint ? "line faint" : "line", d: path, style: `stroke:${color}` }, picture);
+      if (spec.area) svg("path", { class: "area", d: `${path}V${at.bottom}H${at.left}Z`, style: `fill:${color(s)}` }, picture);
+      svg("path", { class: `line ${dash(s)} ${s.faint ? "faint" : ""}`, d: path, style: `stroke:${color(s)}` }, picture);
       if (s.y.length <= 30 && !spec.area) {
         s.y.forEach((y, i) => {
-          if (y !== null) svg("circle", { cx: X(s.x[i]), cy: Y(y), r: 2.6, style: `fill:${color}` }, picture);
+          if (y !== null) svg("circle", { cx: X(s.x[i]), cy: Y(y), r: s.faint ? 1.6 : 2.6, class: s.faint ? "faint" : "", style: `fill:${color(s)}` }, picture);
         });
       }
     }
+    for (const write of above) write();
     const hair = svg("line", { class: "hair", y1: at.top, y2: at.bottom, visibility: "hidden" }, picture);
-    const dots = spec.series.map((s) => svg("circle", { r: 4, style: `fill:var(--l${s.color % 6})`, visibility: "hidden" }, picture));
+    const dots = spec.series.map((s) => svg("circle", { r: 4, style: `fill:${color(s)}`, visibility: "hidden" }, picture));
     root.replaceChildren(picture);
 
     const nearest = (s, x) => {
@@ -154,7 +198,7 @@
     };
     const clear = () => [hair, ...dots].forEach((node) => node.setAttribute("visibility", "hidden"));
 
-    picture.addEventListener("pointermove", (event) => {
+    const point = (event) => {
       const box = picture.getBoundingClientRect();
       const share = (((event.clientX - box.left) / box.width) * width - at.left) / (at.right - at.left);
       const clipped = Math.min(Math.max(share, 0), 1);
@@ -167,14 +211,14 @@
       for (const s of spec.series) {
         const i = nearest(s, x);
         const row = html("div", tip);
-        html("i", row, undefined, `--k:var(--l${s.color % 6})`);
-        row.append(s.name + (s.x[i] === x || s.x.length === leader.x.length ? "" : ` (${number(s.x[i])})`));
-        const spread = s.low ? ` ± ${number((s.high[i] - s.low[i]) / 2)}` : "";
-        html("span", row, number(s.y[i]) + spread);
+        html("i", row, undefined, `--k:${color(s)}`).className = dash(s);
+        html("em", row, s.name + (s.x[i] === x || s.x.length === leader.x.length ? "" : ` (${number(s.x[i])})`));
+        const spread = s.low ? ` ± ${number(Number(((s.high[i] - s.low[i]) / 2).toPrecision(2)))}` : "";
+        html("span", row, number(s.y[i], step) + spread);
       }
       place(event);
-    });
-    picture.addEventListener("pointerleave", () => { hide(); drawn.forEach((other) => other.clear()); });
+    };
+    follow(picture, point);
     const old = drawn.findIndex((other) => other.root === root);
     if (old >= 0) drawn.splice(old, 1);
     drawn.push({ root, unit: spec.unit, show, clear });
@@ -198,10 +242,10 @@
     const sheet = root.querySelector("img").src;
     const count = spec.labels.length;
     const classes = spec.names.length;
-    const color = (k) => (k < 0 ? "var(--faint)" : classes <= 10 ? `var(--c${k})` : `hsl(${Math.floor((360 * k) / classes)} 60% 50%)`);
+    const shade = (k) => (k < 0 ? "var(--faint)" : classes <= 10 ? `var(--c${k})` : `hsl(${Math.floor((360 * k) / classes)} 60% 50%)`);
     const picture = svg("svg", { viewBox: "-1.08 -1.08 2.16 2.16", role: "img", "aria-label": "Features on a plane" }, root.querySelector(".canvas"));
     const radius = Math.min(Math.max(0.5 / Math.sqrt(count), 0.012), 0.03);
-    const dots = spec.labels.map((k) => svg("circle", { r: radius, style: `fill:${color(k)}` }, picture));
+    const dots = spec.labels.map((k) => svg("circle", { r: radius, style: `fill:${shade(k)}` }, picture));
     let places = null;
     let only = null;
     const move = (name) => {
@@ -219,8 +263,9 @@
     move(Object.keys(spec.places)[0]);
 
     let on = null;
-    const leave = () => { hide(); if (on !== null) dots[on].classList.remove("on"); on = null; };
-    picture.addEventListener("pointermove", (event) => {
+    const leave = () => { if (on !== null) dots[on].classList.remove("on"); on = null; };
+    shown.push(leave);
+    follow(picture, (event) => {
       const where = new DOMPoint(event.clientX, event.clientY).matrixTransform(picture.getScreenCTM().inverse());
       let best = null;
       let reach = 0.06 ** 2;
@@ -228,7 +273,7 @@
         const away = (places[0][i] - where.x) ** 2 + (-places[1][i] - where.y) ** 2;
         if (away < reach && (only === null || spec.labels[i] === only)) { best = i; reach = away; }
       }
-      leave();
+      clearAll();
       if (best === null) return;
       on = best;
       dots[on].classList.add("on");
@@ -241,7 +286,6 @@
       if (spec.labels[on] >= 0) html("b", tip, spec.names[spec.labels[on]]);
       place(event);
     });
-    picture.addEventListener("pointerleave", leave);
   };
   for (const root of all("[data-plane]")) plane(root, data.planes[root.dataset.plane]);
 

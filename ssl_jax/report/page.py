@@ -12,9 +12,13 @@ from typing import Any
 from ssl_jax.errors import UserError
 from ssl_jax.report import charts, compare, sections, sheets
 from ssl_jax.report.contents import Pictures, Run
-from ssl_jax.report.markup import chart, embedded, line_color, note, section, state, table, text
+from ssl_jax.report.markup import chart, embedded, mark, note, section, state, table, text
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+ONLINE = (
+    "The online linear probe has one fixed regularisation (monitor.linear); that of the result is "
+    "chosen on a hold-out of train."
+)
 FEW = 20  # rows of a table that is open at first
 
 
@@ -90,7 +94,7 @@ def of_run(run: Run, number: int, data: dict[str, Any], alone: bool) -> str:
     if p.spectra:
         beside = "collapse" if alone else "spectrum"
         drawn.setdefault(beside, []).append(charts.spectrum(p.spectra))
-    parts += [curves(drawn, name, data), sheets.features(p, name, data)]
+    parts += [curves(drawn, name, data, [run]), sheets.features(p, name, data)]
     if p.neighbours is not None:
         parts.append(sheets.neighbours(p.neighbours, p.names))
     if p.originals is not None:
@@ -108,39 +112,49 @@ def of_run(run: Run, number: int, data: dict[str, Any], alone: bool) -> str:
 
 def of_runs(runs: Sequence[Run], data: dict[str, Any]) -> str:
     """Results and differing fields of several runs side by side, and their curves overlaid."""
-    alarms = [
-        state("alarm", f"{run.name}: {words}")
-        for run in runs
-        for kind, words in [sections.collapsed(run)]
-        if kind == "alarm"
-    ]
     head = "".join(
-        f'<th scope=col><i style="{line_color(i)}"></i>{text(run.name)}</th>'
-        for i, run in enumerate(runs)
+        f"<th scope=col>{mark(color)}{text(run.name)}</th>"
+        for color, run in zip(charts.colors(runs), runs, strict=True)
     )
     spread = compare.over_seeds(runs)
-    means = "".join(f"<th scope=col>{text(name)}<small>mean ± sd</small></th>" for name in spread)
+    colors = {name: charts.colors(runs)[group[0]] for group, name in charts.seeds(runs).items()}
+    means = "".join(
+        f"<th scope=col>{mark(colors[name])}{text(name)}<small>mean ± sd</small></th>"
+        for name in spread
+    )
     rows = ""
     for title, cells in compare.results(runs):
-        rows += f"<tr><th scope=row>{text(title)}</th>" + "".join(
+        rows += f"<tr><th scope=row>{text(title)}</th>"
+        rows += "".join(f"<td class=mean>{text(c.get(title, '–'))}</td>" for c in spread.values())
+        rows += "".join(
             f"<td{' class=best' if c.best else ''}>{text(c.value)}"
             + (f"<small>{text(c.difference)}</small></td>" if c.difference else "</td>")
             for c in cells
         )
-        rows += "".join(f"<td>{text(c.get(title, '–'))}</td>" for c in spread.values()) + "</tr>"
+        rows += "</tr>"
     said = "Small numbers are differences from the first run. The best of a row is bold."
     if spread:
         said += " Standard deviations are over seeds (n − 1)."
-    results = f'<div class="card">{table("compare", head + means, rows)}</div>'
+    results = f'<div class="card">{table("compare", means + head, rows)}</div>'
     return "".join(
         [
             f'<div class="top"><h1>{len(runs)} runs <small>side by side</small></h1></div>',
-            *(alarms or [state("fine", "No alarm of a collapse in any of them")]),
+            alarms(runs),
             section("Results", results, said),
             fields(runs, head),
-            curves(charts.of_runs(runs), "runs", data),
+            curves(charts.of_runs(runs), "runs", data, runs),
         ]
     )
+
+
+def alarms(runs: Sequence[Run]) -> str:
+    """Every alarm of a collapse, and the runs in which none was looked for."""
+    found = [(run.name, *sections.collapsed(run)) for run in runs]
+    said = [state("alarm", f"{name}: {words}") for name, kind, words in found if kind == "alarm"]
+    unknown = [name for name, kind, _ in found if kind == "unknown"]
+    if unknown:
+        said.append(state("unknown", f"Collapse is not measured yet in {', '.join(unknown)}"))
+    return "".join(said) or state("fine", "No alarm of a collapse in any of them")
 
 
 def fields(runs: Sequence[Run], head: str) -> str:
@@ -166,26 +180,12 @@ def fields(runs: Sequence[Run], head: str) -> str:
     return section("Configs", body) if body else ""
 
 
-def seeds(runs: Sequence[Run]) -> str:
-    """Mean and deviation of runs that differ in their seed alone; '' without."""
-    spread = compare.over_seeds(runs)
-    if not spread:
-        return ""
-    head = "".join(f"<th scope=col>{text(name)}</th>" for name in spread)
-    rows = ""
-    for title in dict.fromkeys(t for column in spread.values() for t in column):
-        cells = "".join(f"<td>{text(column.get(title, '–'))}</td>" for column in spread.values())
-        rows += f"<tr><th scope=row>{text(title)}</th>{cells}</tr>"
-    body = f'<div class="card">{table("compare", head, rows)}</div>'
-    return section("Over seeds", body, "Mean ± standard deviation (n − 1).")
-
-
 def tabs(runs: Sequence[Run], data: dict[str, Any]) -> str:
     """Each run by itself, one at a time where scripts run."""
     buttons = "".join(
         f'<button type="button" role="tab" data-tab="run{i}" aria-selected="false">'
-        f'<i style="{line_color(i)}"></i>{text(run.name)}</button>'
-        for i, run in enumerate(runs)
+        f"{mark(color)}{text(run.name)}</button>"
+        for i, (color, run) in enumerate(zip(charts.colors(runs), runs, strict=True))
     )
     panels = "".join(
         f'<div class="run" id="run{i}" role="tabpanel">{of_run(run, i, data, alone=False)}</div>'
@@ -194,8 +194,10 @@ def tabs(runs: Sequence[Run], data: dict[str, Any]) -> str:
     return f'<div class="tabs" role="tablist" aria-label="Runs">{buttons}</div>{panels}'
 
 
-def curves(found: dict[str, list[dict[str, Any]]], name: str, data: dict[str, Any]) -> str:
-    """The charts of `charts.of_runs`, group by group."""
+def curves(
+    found: dict[str, list[dict[str, Any]]], name: str, data: dict[str, Any], runs: Sequence[Run]
+) -> str:
+    """The charts of `charts.of_runs(runs)`, group by group."""
     parts = []
     for group, drawn in found.items():
         inside = "".join(
@@ -203,7 +205,10 @@ def curves(found: dict[str, list[dict[str, Any]]], name: str, data: dict[str, An
             for i, c in enumerate(drawn)
         )
         alone = " wide" if len(drawn) == 1 else ""
-        parts.append(section(charts.GROUPS[group], f'<div class="charts{alone}">{inside}</div>'))
+        online = any("linear_top1" in record for run in runs for record in run.records)
+        said = ONLINE if online and group == "training" else ""
+        inside = f'<div class="charts{alone}">{inside}</div>'
+        parts.append(section(charts.GROUPS[group], inside, said))
     return "".join(parts)
 
 

@@ -109,7 +109,8 @@ def measures(run: Run) -> list[tuple[str, str]]:
     shown = []
     for key, name in PROBES:
         if not r and is_number(newest.get(key)):
-            shown.append((f"{name}, the newest", f"{100 * newest[key]:.1f} %"))
+            online = ", online" if key == "linear_top1" else ""
+            shown.append((f"{name}{online}, the newest", f"{100 * newest[key]:.1f} %"))
     if is_number(c.get("effective_rank")):
         of = f" of {run.width}" if run.width else ""
         shown.append(("effective rank", f"{c['effective_rank']:.1f}{of}"))

@@ -9,6 +9,11 @@ from ssl_jax.report import charts, data_uris, prototypes
 from ssl_jax.report.contents import Attention, Neighbours, Pictures, Points
 from ssl_jax.report.markup import chart, class_color, picture, section, strips, table, text
 
+# Of `collect.views_of`, where they are not views by a policy alone.
+VIEWS = {
+    "shuffled tiles": "puzzles as the network gets them: every tile of mean 0 and deviation 1",
+    "four rotations": "one view in its four rotations",
+}
 MANY = 20  # classes; more are not named on the plane, and their confusions are a picture
 
 
@@ -26,12 +31,15 @@ def features(pictures: Pictures, name: str, data: dict[str, Any]) -> str:
         said.append(f"{count:,} images; point at one to see it.")
         if (pictures.points.labels >= 0).any():
             said.append("Colours are labels, which training never saw.")
+        if any(k.startswith("PCA") for k in pictures.points.places):
+            said.append("PCA has one scale for both axes; beside it their shares of the variance.")
         cards += plane(pictures.points, pictures.names, name, data)
     if pictures.confusion is not None and pictures.confusion.sum():
         counts = pictures.confusion
         right = 100 * counts.trace() / counts.sum()
-        said.append(f"Confusions of kNN: rows are true classes; {right:.1f} % are right.")
-        cards += f'<div class="card">{confusion(counts, pictures.names)}</div>'
+        said.append(f"Of the confusions, rows are true classes; {right:.1f} % are right.")
+        inside = confusion(counts, pictures.names)
+        cards += f'<div class="card"><h3>Confusions of kNN</h3>{inside}</div>'
     if not cards:
         return ""
     both = pictures.points is not None and pictures.confusion is not None
@@ -142,15 +150,14 @@ def views(originals: np.ndarray, drawn: np.ndarray, name: str) -> str:
     Args:
       originals: uint8 [n, H, W, C].
       drawn: uint8 [n, v, h, w, C].
-      name: of the view, or views, in the config.
+      name: of the view, or views: in the config, or of VIEWS.
     """
     rows = [
         [picture(image, "original", "query"), *(picture(v, f"view by {name}") for v in several)]
         for image, several in zip(originals, drawn, strict=True)
     ]
-    said = (
-        f"The first of each row is the original, the others its views of {drawn.shape[2]} pixels."
-    )
+    others = VIEWS.get(name, f"its views of {drawn.shape[2]} pixels")
+    said = f"The first of each row is the original, the others {others}."
     return section(f"Augmented views: {name}", strips(rows), said)
 
 
@@ -198,8 +205,8 @@ def usage(counts: Mapping[str, np.ndarray], name: str, data: dict[str, Any]) -> 
     cards = ""
     for i, (head, c) in enumerate(counts.items()):
         title = (
-            f"{head}: {np.count_nonzero(c):,} of {len(c):,} used by {c.sum():,} images; "
-            f"perplexity {prototypes.perplexity(c):,.1f}"
+            f"Images of each of {head}: {np.count_nonzero(c):,} of {len(c):,} used by {c.sum():,} "
+            f"images; perplexity {prototypes.perplexity(c):,.1f}"
         )
         drawn = charts.usage(c) | {"title": title}
         cards += chart(drawn, f"{name}-prototypes-{i}", data)

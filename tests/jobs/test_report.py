@@ -2,12 +2,15 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import jax
 import numpy as np
 import pytest
 import tiny_run
+
+from ssl_jax.jobs import report as report_job
 
 PROBED = ("--config.train_examples=300", "--config.test_examples=100")
 
@@ -79,7 +82,9 @@ def test_a_run_ends_with_its_page(runs, capsys):
     result = json.loads((runs / "0" / "result.json").read_text())
     assert f"{100 * result['knn_top1']:.1f}<small> %" in text and result["fingerprint"] in text
     plane = found["planes"]["run0"]
-    assert list(plane["places"]) == ["t-SNE", "PCA", "before training (t-SNE)"]
+    tsne, pca, before = plane["places"]
+    assert (tsne, before) == ("t-SNE", "before training (t-SNE)")
+    assert re.fullmatch(r"PCA \(\d+ % \+ \d+ %\)", pca)
     assert len(plane["labels"]) == 100 and plane["names"] == [str(i) for i in range(10)]
     # Confusions of kNN say the same as its accuracy.
     assert f"{100 * result['knn_top1']:.1f} % are right" in text
@@ -165,6 +170,16 @@ def test_a_mistake_is_one_line(runs, capsys, names, message):
     assert report(names.format(runs)) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
+
+
+def test_runs_in_folders_of_the_same_name_are_told_apart():
+    def names(*folders):
+        return report_job.names_of([pathlib.Path(folder) for folder in folders])
+
+    assert names("/r/simclr/0", "/r/byol/1") == ["0", "1"]
+    assert names("/r/simclr/0", "/r/byol/0", "/r/byol/1") == ["simclr/0", "byol/0", "1"]
+    assert names("/a/simclr/0", "/b/simclr/0", "/b/x/0") == ["a/simclr/0", "b/simclr/0", "x/0"]
+    assert names("/r/0", "/r/./0") == ["//r/0", "//r/0"]  # the same run twice
 
 
 def test_the_style_and_the_script_are_installed():

@@ -81,15 +81,31 @@ def test_principal_components_are_those_of_an_svd():
     x = random(50, 8) * 3.0 ** -np.arange(8)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     u, s, _ = np.linalg.svd(unit - unit.mean(0), full_matrices=False)
-    found, exact = collect.principal(x), u[:, :2] * s[:2]
+    ((name, found),) = collect.principal(x).items()
+    exact = u[:, :2] * s[:2]
     for axis in (0, 1):
         assert abs(np.corrcoef(found[:, axis], exact[:, axis])[0, 1]) > 0.9999
-    np.testing.assert_allclose(np.abs(found).max(0), 1, rtol=1e-5)
+    # One scale for both: their ratio is that of the components.
+    np.testing.assert_allclose(found.std(0)[1] / found.std(0)[0], s[1] / s[0], rtol=1e-4)
+    assert np.abs(found).max() == pytest.approx(1)
+    shares = 100 * s**2 / (s**2).sum()
+    assert name == f"PCA ({shares[0]:.0f} % + {shares[1]:.0f} %)"
+
+
+def test_a_collapse_is_seen_in_the_plane():
+    r = np.random.default_rng(0)
+    to, away = r.normal(size=(2, 32))
+    line = to + 0.3 * np.outer(r.normal(size=300), away) + 1e-3 * r.normal(size=(300, 32))
+    ((name, found),) = collect.principal(line).items()
+    assert found[:, 1].std() < 0.3 * found[:, 0].std() and name.startswith("PCA (9")
+    ((name, found),) = collect.principal(to + 1e-4 * r.normal(size=(300, 32))).items()
+    # 1e-4 away along 31 directions across: the variance is 31e-8 / |to|².
+    assert float(name.split(" ")[-1][:-1]) == pytest.approx(31e-8 / (to @ to), rel=0.6)
 
 
 @pytest.mark.parametrize("shape", [(30, 4), (1, 4), (30, 1), (2, 2)])
 def test_principal_components_of_degenerate_features_are_finite(shape):
-    found = collect.principal(np.ones(shape))
+    (found,) = collect.principal(np.ones(shape)).values()
     assert found.shape == (shape[0], 2) and np.isfinite(found).all()
 
 
@@ -244,6 +260,26 @@ def test_views_are_shown_as_the_network_sees_them_without_the_normalisation():
     np.testing.assert_allclose(found.astype(int), np.repeat(images[:, None], 6, 1), atol=1)
 
 
+def test_puzzles_and_rotations_are_shown_as_the_network_gets_them():
+    images = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1), dtype=np.uint8)
+    c, _ = configs.load("configs/rotation.py:digits")
+    (found,) = collect.views_of(c, images).values()
+    assert found.shape == (2, 4, *found.shape[2:])
+    for k in range(4):
+        np.testing.assert_array_equal(found[:, k], np.rot90(found[:, 0], k, (1, 2)))
+    c, _ = configs.load("configs/jigsaw.py:digits")
+    side, gap = c.method.tile, collect.GAP
+    (found,) = collect.views_of(c, images).values()
+    assert found.shape == (2, collect.VIEWS, *2 * [3 * side + 2 * gap], 1)
+    assert (found[:, :, side : side + gap] == 0).all()
+    tiles = np.arange(9.0)[None, :, None, None, None] / 4 - 1  # tile i is all i / 4 − 1
+    whole = collect.joined(np.broadcast_to(tiles, (1, 9, 2, 2, 1)))[0, :, :, 0]
+    step = 2 + gap
+    grey = np.round(255 * (0.5 + (np.arange(9.0) / 4 - 1) / 4)).reshape(3, 3)
+    np.testing.assert_array_equal(whole[::step, ::step], grey)
+    np.testing.assert_array_equal(whole[1::step, 1::step], grey)
+
+
 def test_the_command_brings_the_config_back():
     from absl import flags
 
@@ -259,6 +295,22 @@ def test_the_command_brings_the_config_back():
     assert words[:3] == ["python", "-m", "ssl_jax.main"]
     again, _, _ = main.parse(words[3:], flags, configs)
     assert configs.differences(c, again) == [] and again.workdir == "runs/my run"
+
+
+def test_a_field_that_came_after_the_run_is_as_the_preset_says():
+    c, _ = configs.load("configs/simclr.py:digits")
+    whole = c.to_dict()
+    gone = whole["optimizer"].pop("weight_decay")
+    del whole["monitor"]["linear"]
+    old = ConfigDict(whole)
+    assert commands.later(old) == {"optimizer.weight_decay": gone, "monitor.linear": 0.1}
+    command = commands.run_command(old, "W")
+    assert command == "python -m ssl_jax.main --config configs/simclr.py:digits --workdir W"
+    # Another model has fields of its own, and a method file of one's own no presets.
+    old.model = ConfigDict({"name": "resnet18"})
+    assert not any(field.startswith("model.") for field in commands.later(old))
+    old.method.name = "of_my_own"
+    assert commands.later(old) == {"monitor.linear": 0.1}
 
 
 def test_no_command_where_flags_cannot_say_it():

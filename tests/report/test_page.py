@@ -1,5 +1,6 @@
 """The page: what it says, that nothing breaks out of it, and that a browser is content with it."""
 
+import html
 import html.parser
 import json
 import math
@@ -201,6 +202,15 @@ def test_the_alarm(more, kind, words):
     assert (f'class="state {kind}"' in text) and (words in text)
 
 
+def test_the_alarms_of_several_runs():
+    unmeasured = [run(n, result=None, records=[{"step": 1, "loss": 2.0}]) for n in "uv"]
+    said = page.alarms([run("a"), *unmeasured])
+    assert "state unknown" in said and "u, v" in said and "state fine" not in said
+    both = page.alarms([run("a", result=result(alarm="all alike")), unmeasured[0]])
+    assert "a: ALARM: all alike" in both and "state unknown" in both
+    assert "state fine" in page.alarms([run("a"), run("b")])
+
+
 def test_alarms_that_have_passed_are_told():
     early = [{"step": s, "alarm": "too few directions"} for s in (10, 20)]
     text = sections.alarm(run(records=[*early, *records()]))
@@ -272,6 +282,7 @@ def test_curves_of_seeds_have_a_band():
     runs = [run(f"s{i}", config=config(i), records=records(float(i))) for i in range(3)]
     (loss,) = [c for c in charts.of_runs(runs)["training"] if c["title"] == "Loss"]
     assert [s["name"] for s in loss["series"]] == ["s0", "s1", "s2", "3 seeds of simclr, mean ± sd"]
+    assert len({s["color"] for s in loss["series"]}) == 1
     assert [bool(s.get("faint")) for s in loss["series"]] == [True, True, True, False]
     band = loss["series"][-1]
     values = [5 / 10 + i for i in range(3)]  # of step 10
@@ -284,6 +295,55 @@ def test_runs_are_grouped_by_all_but_their_seed():
     runs = [run("a"), run("b", config=config(1)), run("c", config=config(2, batch=32))]
     assert charts.seeds(runs) == {(0, 1): "2 seeds of simclr"}
     assert charts.seeds(runs[1:]) == {}
+    other = run("d", config=config(3, batch=32, log_every=5))  # which changes nothing
+    assert charts.seeds([*runs, other]) == {
+        (0, 1): "2 seeds of simclr (a, …)",
+        (2, 3): "2 seeds of simclr (c, …)",
+    }
+    assert charts.colors([run("x", config=config(batch=8)), *runs, other]) == [0, 1, 1, 2, 2]
+
+
+def test_a_field_that_came_later_has_its_default_before():
+    old = run("a", later={"optimizer.delay": 0.0})
+    new = {v: run("b", config=config(1, optimizer={"delay": v})) for v in (0.0, 2.0)}
+    assert charts.seeds([old, new[0.0]]) == {(0, 1): "2 seeds of simclr"}
+    assert charts.seeds([old, new[2.0]]) == {} == charts.seeds([run("a"), new[0.0]])
+    assert compare.fields([old, new[0.0]]) == {"seed": [0, 1]}
+    assert compare.fields([old, new[2.0]])["optimizer.delay"] == [0.0, 2.0]
+
+
+def test_no_two_of_24_curves_are_alike_and_each_is_named():
+    runs = [run(f"r{i}", config=config(batch=i + 1)) for i in range(24)]
+    marks = [markup.mark(c) for c in charts.colors(runs)]
+    assert len(set(marks)) == 24 and "dash" not in marks[5] and 'class="dash1"' in marks[6]
+    only = run("b", config=config(batch=7), records=[{"step": 1, "momentum": 0.9}])
+    text = page.render([run("a"), only])
+    chart = text[text.index("<figcaption>Momentum") :]
+    assert f"<li>{markup.mark(1)}b</li>" in chart[: chart.index("</figure>")]
+
+
+def test_shares_are_in_percent_and_the_probe_of_the_monitors_is_called_online():
+    lines = [{"step": 1, "contrastive_accuracy": 0.5, "agreement": 0.25, "linear_top1": 0.75}]
+    found = charts.of_runs([run(records=lines)])
+    assert {c["title"]: c["series"][0]["y"] for c in found["method"]} == {
+        "Contrastive accuracy (%)": [50],
+        "Agreement (%)": [25],
+    }
+    (accuracy,) = found["training"]
+    assert accuracy["series"][0]["name"] == "Linear top-1, online"
+    assert [(line["name"], line["value"], line["color"]) for line in accuracy["lines"]] == [
+        ("raw pixels, linear", 80.0, 0),
+        ("untrained, linear", 75.0, 0),
+    ]
+    text = page.render([run(records=lines)])
+    assert page.ONLINE in html.unescape(text)
+    assert page.ONLINE not in html.unescape(page.render([run()]))  # without that curve
+
+
+def test_numbers_keep_what_float32_has():
+    assert charts.numbers([0.99987654321, 1000.2345678, 3.0, math.nan]) == [
+        0.99987654, 1000.2346, 3, None,
+    ]  # fmt: skip
 
 
 def test_results_side_by_side():
@@ -328,6 +388,8 @@ def test_over_seeds():
     runs = [run(f"s{i}", config=config(i), result=result(k)) for i, k in enumerate(accuracy)]
     (column,) = compare.over_seeds(runs).values()
     assert column["kNN top-1 (%)"] == "93.0 ± 3.0"
+    row = page.render(runs).split("kNN top-1 (%)</th>")[1].split("</tr>")[0]
+    assert re.findall(r"<td[^>]*>([^<]*)", row) == ["93.0 ± 3.0", "90.0", "93.0", "96.0"]
     assert column["speed (images/s)"] == "1,234 ± 0"
 
 
@@ -374,6 +436,42 @@ def test_views_of_the_same_policy_share_a_sheet():
     assert "<h2>Augmented views: a, b</h2>" in text and "<h2>Augmented views: c</h2>" in text
 
 
+def linear(color):
+    """'#fff' or '#ffffff' -> linear red, green and blue in [0, 1]."""
+    digits = color[1:] if len(color) == 7 else "".join(2 * c for c in color[1:])
+    rgb = np.array([int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)])
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def lab(color):
+    """CIELAB of a colour under D65."""
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    f = np.cbrt(np.array(to_xyz) @ linear(color) / [0.9505, 1, 1.089])
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def contrast(a, b):
+    """Of WCAG 2.2: (L1 + 0.05) / (L2 + 0.05)."""
+    low, high = sorted(float(linear(c) @ [0.2126, 0.7152, 0.0722]) for c in (a, b))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_colours():
+    css = page.asset("page.css")
+    # A browser that does not know these would lose every colour, curve and bar.
+    assert not {"light-dark(", "color-mix("} & set(re.findall(r"[\w-]+\(", css.split("*/", 1)[1]))
+    blocks = re.findall(r"[^{}]*\{\s*color-scheme: \w+;[^}]*\}", css)
+    assert [re.search(r"color-scheme: (\w+)", b)[1] for b in blocks] == ["light", "dark", "dark"]
+    light, by_system, by_choice = (dict(re.findall(r"--([\w-]+): ([^;]+);", b)) for b in blocks)
+    assert by_system == by_choice and set(light) == set(by_choice)
+    for scheme in (light, by_choice):
+        assert min(contrast(scheme["soft"], scheme[k]) for k in ("card", "page")) > 4.5
+        classes = [lab(scheme[f"c{i}"]) for i in range(10)]
+        away = [np.linalg.norm(a - b) for i, a in enumerate(classes) for b in classes[:i]]
+        assert min(away) > 20
+    assert not re.search(r"(?<![\w-])(color|fill): var\(--faint\)", css)  # 3.1 : 1, not for text
+
+
 def chromium(file, *flags):
     """Opens a file; returns (what it prints, what the console says)."""
     command = [
@@ -414,6 +512,26 @@ addEventListener("load", () => setTimeout(() => {
   const loss = all("figure.chart").find((f) => f.textContent.startsWith("Loss"));
   over(loss.querySelector("svg"), 0.999, 0.5);
   seen.loss = tip.hidden ? "" : tip.textContent;
+  const svg = loss.querySelector("svg");
+  const event = (node, name, pointerType) => node.dispatchEvent(new PointerEvent(name, {
+    clientX: svg.getBoundingClientRect().left + 100, clientY: 100, bubbles: true, pointerType,
+  }));
+  seen.touch = [];
+  const open = () => seen.touch.push(!tip.hidden);
+  event(svg, "pointerleave", "mouse"); open();
+  event(svg, "pointerdown", "touch"); open();
+  event(svg, "pointerleave", "touch"); open();
+  event(document.body, "pointerdown", "touch"); open();
+  seen.axes = all("[data-chart] svg").map((picture) => {
+    const words = (kind) => [...picture.querySelectorAll("text." + kind)].map((t) => t.textContent);
+    const inside = [...picture.querySelectorAll("text")].every((t) => {
+      const box = t.getBBox();
+      return box.x >= 0 && box.x + box.width <= picture.viewBox.baseVal.width;
+    });
+    return [picture.getAttribute("aria-label"), words("y"), words("x"), inside];
+  });
+  const smallest = Math.min(...all(".named .tile img").map((i) => i.getBoundingClientRect().width));
+  seen.reconstructions = smallest;
   const plane = document.querySelector(".canvas svg");
   const dot = plane.querySelector("circle");
   const first = () => dot.style.transform;
@@ -449,7 +567,11 @@ addEventListener("load", () => setTimeout(() => {
 @browser
 def test_a_reader_can_do_what_the_page_offers(tmp_path):
     file = tmp_path / "index.html"
-    text = page.render([run(pictures=drawn())])
+    odd = [
+        {"step": i, "momentum": 0.9999 + i * 1e-7, "tight": 1000.2 + i / 100, "huge": 1e9 * i}
+        for i in range(1, 61)
+    ]
+    text = page.render([run(pictures=drawn(), records=[*records(), *odd])])
     for width in (1280, 390):  # a screen, and a phone
         file.write_text(text.replace("</body>", READER))
         dom, console = chromium(file, "--dump-dom", f"--window-size={width},900")
@@ -459,6 +581,14 @@ def test_a_reader_can_do_what_the_page_offers(tmp_path):
         assert min(seen["charts"]) > 0 and len(seen["charts"]) >= 8
         assert seen["wide"], "nothing sticks out sideways"
         assert seen["loss"].startswith("step 60") and "0.08333" in seen["loss"]
+        assert seen["touch"] == [False, True, True, False]
+        axes = {title: (y, x) for title, y, x, _ in seen["axes"]}
+        assert all(len(set(y)) == len(y) >= 3 and inside for _, y, _, inside in seen["axes"])
+        assert axes["Momentum of the target"][0] == ["0.999900", "0.999902", "0.999904", "0.999906"]
+        assert axes["Tight"][0] == ["1,000.2", "1,000.4", "1,000.6", "1,000.8"]
+        assert axes["Huge"][0][:2] == ["0", "2e10"] or axes["Huge"][0][:2] == ["2e10", "4e10"]
+        assert axes["Loss"][1][0] == "step 60" and len(axes["Loss"][1]) > 1
+        assert seen["reconstructions"] >= 56
         assert seen["moved"] and seen["back"] and seen["theme"]
         assert seen["thumbnail"].startswith('url("data:image') and seen["label"] == "cat"
         assert seen["off"] == sum(i % 3 != 1 for i in range(50))
