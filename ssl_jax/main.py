@@ -6,6 +6,7 @@ python -m ssl_jax.main --config configs/simclr.py:imagenet --workdir W --config.
 import importlib
 import logging
 import pathlib
+import signal
 import sys
 
 from ssl_jax import host
@@ -39,11 +40,18 @@ usage: python -m ssl_jax.main --config FILE[:PRESET] [--workdir FOLDER] [--confi
                            the run there continues
   --coordinator HOST:PORT  several processes: the address of process 0 (with the next two)
   --processes P            how many processes there are
-  --process I              which of them this is, 0 … P−1"""
+  --process I              which of them this is, 0 … P−1
+
+exit codes: 0 done; 2 a mistake that the message names; 143 asked to stop (SIGTERM, Ctrl-C) and
+saved: the same command continues"""
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command line; returns the exit code: 0 done, 2 a mistake that the user can mend."""
+    """Runs the command line; returns the exit code.
+
+    0 done; 2 a mistake that the user can mend; 143 asked to stop while training, and saved: the
+    same command continues; 130 interrupted elsewhere.
+    """
     host.keep_memory_pages()
     try:
         if not argv or {"--help", "-h", "-help", "--helpfull"} & set(argv):
@@ -156,6 +164,10 @@ def join(values) -> "host.Cluster":
     import jax
 
     jax.distributed.initialize(values.coordinator, values.processes, values.process)
+    # JAX's handler would swallow SIGTERM, and after a KeyboardInterrupt a process waits minutes for
+    # the others before it ends. train/stopping.py has handlers of its own while a run trains.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
     local = values.coordinator.rpartition(":")[0] in ("localhost", "127.0.0.1", "[::1]")
     return host.Cluster(values.processes, values.process, values.processes if local else 1)
 

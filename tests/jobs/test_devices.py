@@ -1,7 +1,6 @@
 """The same run on one device, on four by every mapping, and on 2 processes × 2 devices."""
 
 import functools
-import socket
 
 import numpy as np
 import pytest
@@ -48,16 +47,11 @@ def test_four_devices_equal_one(single, tmp_path, mode):
 
 
 def test_two_processes_of_two_devices_equal_one(single, tmp_path):
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    cluster = (f"--coordinator=localhost:{port}", "--processes=2", "--config.cpu_devices=2")
-    processes = [
-        tiny_run.start(tmp_path, *SGD, *cluster, f"--process={p}", "--config.report=True")
-        for p in range(2)
-    ]
-    outs = [p.communicate(timeout=300)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(outs)
+    processes = tiny_run.start_several(
+        2, tmp_path, *SGD, "--config.cpu_devices=2", "--config.report=True"
+    )
+    codes, outs = tiny_run.finish(processes)
+    assert codes == [0, 0], "\n".join(outs)
     assert "on 4 cpu devices of 2 processes" in outs[0]
     assert "step" not in outs[1], "only process 0 talks"
     np.testing.assert_allclose(losses(tmp_path), single, rtol=1e-5)

@@ -35,18 +35,19 @@ def parts():
 
 def run(parts, start=0, stop=10, stop_after=None, every=loop.Every(3, 4, 5)):  # noqa: B008
     create, step, mesh, _ = parts
-    seen = {"log": [], "monitor": [], "checkpoint": []}
+    seen = {"log": [], "bad": [], "monitor": [], "checkpoint": []}
     asked = []
     state = create(jax.random.key(0))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (stop, 1, 16, 4, 4, 1), dtype=np.uint8)
 
-    def wants_to_stop():
-        asked.append(1)
+    def wants_to_stop(done):
+        asked.append(done)
         return stop_after is not None and len(asked) >= stop_after
 
     hooks = loop.Hooks(
         log=lambda done, metrics: seen["log"].append((done, metrics)),
+        bad=seen["bad"].extend,
         monitor=lambda state: seen["monitor"].append(int(jax.device_get(state.step))),
         checkpoint=lambda state: seen["checkpoint"].append(int(jax.device_get(state.step))),
         stop=wants_to_stop,
