@@ -1,6 +1,8 @@
 """The same run on one device, on four by every mapping, and on 2 processes × 2 devices."""
 
 import functools
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ SGD = (
     # devices agree to 1.3e-5.
     "--config.optimizer.learning_rate=0.0005",
     "--config.optimizer.momentum=0.0",
-    "--config.checkpoint.every_steps=0",
+    "--config.checkpoint.every_steps=10",
 )
 
 
@@ -46,16 +48,24 @@ def test_four_devices_equal_one(single, tmp_path, mode):
     np.testing.assert_allclose(losses(tmp_path), single, rtol=1e-5)
 
 
-def test_two_processes_of_two_devices_equal_one(single, tmp_path):
+@pytest.fixture(scope="module")
+def two_by_two(tmp_path_factory):
+    """Two processes of two devices, all the way; what they said."""
+    folder = tmp_path_factory.mktemp("two_by_two")
     processes = tiny_run.start_several(
-        2, tmp_path, *SGD, "--config.cpu_devices=2", "--config.report=True"
+        2, folder, *SGD, "--config.cpu_devices=2", "--config.report=True"
     )
     codes, outs = tiny_run.finish(processes)
     assert codes == [0, 0], "\n".join(outs)
+    return folder, outs
+
+
+def test_two_processes_of_two_devices_equal_one(single, two_by_two):
+    folder, outs = two_by_two
     assert "on 4 cpu devices of 2 processes" in outs[0]
     assert "step" not in outs[1], "only process 0 talks"
-    np.testing.assert_allclose(losses(tmp_path), single, rtol=1e-5)
-    assert (tmp_path / "report" / "summary.png").is_file()
+    np.testing.assert_allclose(losses(folder), single, rtol=1e-5)
+    assert (folder / "report" / "summary.png").is_file()
 
 
 def test_micro_batches_on_four_devices_equal_one(tmp_path):
@@ -63,3 +73,47 @@ def test_micro_batches_on_four_devices_equal_one(tmp_path):
     reference = on_one_device(tmp_path / "one", *accumulate)
     assert tiny_run.run(tmp_path / "four", *SGD, *accumulate) == 0
     np.testing.assert_allclose(losses(tmp_path / "four"), reference, rtol=1e-5)
+
+
+def cut(finished, folder):
+    """`finished` as it was after its checkpoint of step 10."""
+    shutil.copytree(finished, folder, dirs_exist_ok=True)
+    shutil.rmtree(folder / "checkpoints" / str(STEPS))
+    (folder / "result.json").unlink()
+    return folder
+
+
+def resumed_on(folder, processes, devices, *more):
+    """Continues the run on other devices; its losses."""
+    given = (*SGD, f"--config.cpu_devices={devices}", *more)
+    if processes > 1:
+        started = tiny_run.start_several(processes, folder, *given)
+    else:
+        started = [tiny_run.start(folder, *given)]
+    codes, outs = tiny_run.finish(started)
+    assert not any(codes) and "continuing at step 10" in outs[0], "\n".join(outs)
+    assert f"on {processes * devices} cpu device" in outs[0]
+    assert json.loads((folder / "config.json").read_text())["cpu_devices"] == devices
+    steps = [r["step"] for r in logs.read(folder / "metrics.jsonl") if "loss" in r]
+    assert steps == list(range(1, STEPS + 1))
+    return losses(folder)
+
+
+def test_two_by_two_continues_on_one_device(single, two_by_two, tmp_path):
+    folder = cut(two_by_two[0], tmp_path / "run")
+    found = resumed_on(folder, 1, 1, "--config.report=True")
+    np.testing.assert_allclose(found, single, rtol=1e-5)
+
+
+def test_four_devices_continue_on_two_processes_and_on_eight_devices(single, tmp_path):
+    assert tiny_run.run(tmp_path / "four", *SGD) == 0
+    for processes, devices in ((2, 1), (1, 8)):
+        folder = cut(tmp_path / "four", tmp_path / f"{processes}x{devices}")
+        np.testing.assert_allclose(resumed_on(folder, processes, devices), single, rtol=1e-5)
+
+
+def test_devices_that_no_longer_share_the_batch_are_one_line_or_give_way(tmp_path, capsys):
+    """Six rows on two devices: not on four; and not on the two again that three processes had."""
+    assert tiny_run.run(tmp_path, *SGD, "--config.batch=66") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "1, 2, 3, 6, 11, 22, 33 devices would share it" in err
