@@ -137,8 +137,8 @@ def undivided(config: ConfigDict, cluster: host.Cluster, block: int, devices: in
         else (f"no number of devices of {processes} processes would")
     )
     return (
-        f"--config.batch={config.batch} in {config.accumulate} micro-batch(es) does not divide over "
-        f"{devices} devices{blocks}: {would} (on CPU: --config.cpu_devices); a new run may also "
+        f"--config.batch={config.batch} in {config.accumulate} micro-batch(es) does not divide "
+        f"over {devices} devices{blocks}: {would} (on CPU: --config.cpu_devices); a new run may also "
         f"take a batch that is a multiple of {devices * block * config.accumulate}"
     )
 

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import tiny_run
 
+from ssl_jax import config as configs
+from ssl_jax import experiment, host, workdir
+from ssl_jax.methods.protocol import Run
 from ssl_jax.report import logs
 
 STEPS = 20
@@ -112,8 +115,13 @@ def test_four_devices_continue_on_two_processes_and_on_eight_devices(single, tmp
         np.testing.assert_allclose(resumed_on(folder, processes, devices), single, rtol=1e-5)
 
 
-def test_devices_that_no_longer_share_the_batch_are_one_line_or_give_way(tmp_path, capsys):
-    """Six rows on two devices: not on four; and not on the two again that three processes had."""
-    assert tiny_run.run(tmp_path, *SGD, "--config.batch=66") == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "1, 2, 3, 6, 11, 22, 33 devices would share it" in err
+@pytest.mark.parametrize(("before", "now"), [(2, 2), (3, None)])
+def test_the_devices_of_before_are_taken_again_where_they_share_the_batch(monkeypatch, before, now):
+    config, _ = configs.load("configs/simclr.py:digits")
+    config.update(batch=64, steps=4, compile_cache="")
+    taken = []
+    monkeypatch.setattr(host, "set_cpu_devices", taken.append)
+    alone = host.Cluster(1, 0, 1)
+    run = Run(examples=4_000, batch=64, steps_per_epoch=62, total_steps=4)
+    experiment.assemble(config, alone, workdir.Saved(config, run, before))
+    assert taken == [now or host.cpu_devices(64, 1, alone)]
