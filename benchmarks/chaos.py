@@ -16,6 +16,7 @@ unreadable, a step logged twice or never, a start that failed, another final fin
 import argparse
 import collections
 import json
+import logging
 import pathlib
 import random
 import re
@@ -176,11 +177,11 @@ def finish(folder: pathlib.Path, steps: int, processes: int, more=()) -> str:
     return json.loads((folder / "result.json").read_text())["fingerprint"]
 
 
-def kill(folder, steps, processes, rng: random.Random, patience: float, like, more=()) -> Kill:
+def kill(folder, steps, processes, rng: random.Random, patience: float, like, more=()):
     """Starts the run, kills one of its processes, reads the checkpoints.
 
-    Raises:
-      SystemExit: the run ended before it was killed.
+    Returns:
+      a Kill; or what the run said, where it ended before it was killed.
     """
     before, torn = (saved(folder) or [0])[-1], saving(folder)
     begun = time.monotonic()
@@ -198,7 +199,7 @@ def kill(folder, steps, processes, rng: random.Random, patience: float, like, mo
     victim = rng.randrange(processes)
     if any(p.poll() is not None for p in running):
         end(running, patience)
-        sys.exit(f"the run ended before it was killed\n{said(folder, processes)}")
+        return said(folder, processes)
     running[victim].send_signal(signal.SIGKILL)
     running[victim].wait()
     seconds = time.monotonic() - begun
@@ -230,13 +231,19 @@ def campaign(
     want = finish(root / "undisturbed", steps, processes, more)
     like = state_like(root / "undisturbed")
     done, faults = [], []
-    for number in range(kills):
+    while len(done) < kills:
         one = kill(folder, steps, processes, rng, patience, like, more)
+        if isinstance(one, str):
+            print(f"a start that ended by itself:\n{one}", flush=True)
+            faults.append("a start that ended by itself, see above")
+            if (folder / "result.json").exists() or len(faults) > kills:
+                return done, faults
+            continue
         done.append(one)
         ended = "killed" if one.alone is None else f"ended after {one.alone:.1f} s"
         others = f", the others {ended}" if processes > 1 else ""
         print(
-            f"kill {number + 1}: process {one.process} in {one.where}, {one.seconds:.1f} s after "
+            f"kill {len(done)}: process {one.process} in {one.where}, {one.seconds:.1f} s after "
             f"the start{others}; newest checkpoint {one.step}",
             flush=True,
         )
@@ -261,6 +268,7 @@ def main() -> int:
     arguments = parser.parse_args()
     root = arguments.folder or pathlib.Path(tempfile.mkdtemp(prefix="chaos_"))
     root.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax talks a lot
     begun = time.monotonic()
     kills, faults = campaign(
         root, arguments.kills, arguments.processes, arguments.seed, arguments.patience
@@ -277,7 +285,7 @@ def main() -> int:
         )
         print(f", median {statistics.median(alone):.1f} s" if alone else "")
     print(f"checkpoints that could not be read: {sum(len(k.unreadable) for k in kills)}")
-    print("the final fingerprint is that of the undisturbed run" if not faults else "FAULTS:")
+    print("FAULTS:" if faults else "the final fingerprint is that of the undisturbed run")
     print(*faults, sep="\n")
     if arguments.folder is None and not faults:
         shutil.rmtree(root)

@@ -138,8 +138,8 @@ def undivided(config: ConfigDict, cluster: host.Cluster, block: int, devices: in
     )
     return (
         f"--config.batch={config.batch} in {config.accumulate} micro-batch(es) does not divide "
-        f"over {devices} devices{blocks}: {would} (on CPU: --config.cpu_devices); a new run may also "
-        f"take a batch that is a multiple of {devices * block * config.accumulate}"
+        f"over {devices} devices{blocks}: {would} (--config.cpu_devices on CPU); a new run may "
+        f"also take a batch that is a multiple of {devices * block * config.accumulate}"
     )
 
 
