@@ -7,7 +7,7 @@ import numpy as np
 
 WINDOW = 50  # logged losses that a new one is compared with
 FEWEST = 10  # before there are as many, nothing is a spike
-SPREADS = 6.0
+SPREADS = 10.0
 FLOOR = 0.01  # smallest spread, as a share of the median: a loss that hardly moves has none
 
 
@@ -15,14 +15,15 @@ def spike(losses: Sequence[float], loss: float) -> float | None:
     """How far a loss sticks out above the newest ones, if it is a spike.
 
         spread = max(1.4826 · median |l − m|, 0.01 |m|),   m = median l,   l = the last 50 losses
-        a spike: loss > m + 6 spread  and  loss > max l
+        a spike: loss > m + 10 spread  and  loss > max l
 
     (1.4826 makes the median deviation the standard deviation of a normal law.) Median and median
     deviation are not moved by a spike before. The second condition is for losses that climb, as
     MoCo's does while its queue fills.
 
-    On the 8,529 logged losses of 161 digits runs of all methods the largest
-    (loss − m) / (median deviation · 1.4826) is 3.1.
+    Measured on the digits, all methods: none of 10,139 logged losses of 161 runs is one, the most
+    is 3.1 spreads. Logged at every step of batches of 64, six methods for 200 steps: the most is
+    6.2, of Barlow Twins.
 
     Args:
       losses: logged before, oldest first; those that are not finite are passed over.

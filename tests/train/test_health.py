@@ -11,15 +11,15 @@ NAN = float("nan")
 
 
 def test_a_spike_by_hand():
-    """Median 3, median deviation 1: a spread is 1.4826, so 6 spreads above is 11.9."""
+    """Median 3, median deviation 1: a spread is 1.4826, so 10 spreads above is 17.83."""
     before = [1, 2, 3, 4, 5] * 2
-    assert health.spike(before, 11.89) is None
-    assert health.spike(before, 12.0) == pytest.approx(9 / 1.4826)
+    assert health.spike(before, 17.82) is None
+    assert health.spike(before, 18.0) == pytest.approx(15 / 1.4826)
 
 
 def test_a_loss_that_hardly_moves_is_measured_in_hundredths_of_itself():
-    assert health.spike([5.0] * 20, 5.29) is None
-    assert health.spike([5.0] * 20, 5.5) == pytest.approx(10)
+    assert health.spike([5.0] * 20, 5.49) is None
+    assert health.spike([5.0] * 20, 5.75) == pytest.approx(15)
     assert health.spike([-0.9] * 20, -0.4) == pytest.approx(0.5 / 0.009)
 
 
@@ -44,8 +44,8 @@ def test_losses_that_fall_climb_or_scatter_do_not_ring():
     ):
         losses = level + scatter
         assert not [i for i in range(2_000) if health.spike(losses[:i], losses[i]) is not None]
-        losses[1_500] += 1.5
-        assert health.spike(losses[:1_500], losses[1_500]) > 6
+        losses[1_500] += 2
+        assert health.spike(losses[:1_500], losses[1_500]) > health.SPREADS
         assert health.spike(losses[:1_501], losses[1_501]) is None, "the next is none"
 
 
