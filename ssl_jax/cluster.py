@@ -14,6 +14,7 @@ workloads/controllers/job/#completion-mode, and jax/_src/clusters/*.py.
 import errno
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -436,6 +437,10 @@ def join(found: Found, timeout: int = JOIN_SECONDS) -> Cluster:
         raise SystemExit(EXIT_UNJOINED) from None
     finally:
         watch.cancel()
+    # JAX's handler would swallow SIGTERM, and after a KeyboardInterrupt a process waits minutes for
+    # the others before it ends. train/stopping.py has handlers of its own while a run trains.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
     state = distributed.global_state
     processes, process = state.num_processes, state.process_id
     if process == 0:

@@ -17,6 +17,7 @@ from ssl_jax.errors import UserError, near_misses
 FREE_ON_RESUME = (
     "workdir",
     "log_every",
+    "max_bad_steps",
     "compile_cache",
     "cpu_devices",
     "parallel",
@@ -49,6 +50,7 @@ def defaults() -> ConfigDict:
     c.cpu_devices = config_dict.placeholder(int)  # None: one a core, as the batch allows
     c.compile_cache = "auto"  # folder of compiled programs; auto: ~/.cache/ssl_jax; '': none
     c.log_every = 10  # steps
+    c.max_bad_steps = 100  # steps in a row whose loss or gradient is not finite: the run stops
 
     c.data = ConfigDict()
     c.data.source = "digits"  # digits | scenes | synthetic | folder:/path | tfds:name
@@ -182,7 +184,7 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: the first field that cannot be right, and what it may be.
     """
-    for field in ("batch", "accumulate", "log_every"):
+    for field in ("batch", "accumulate", "log_every", "max_bad_steps"):
         if config[field] < 1:
             raise UserError(f"--config.{field} is {config[field]}; it must be at least 1")
     modes = ("shard_map", "pmap", "jit")

@@ -81,16 +81,14 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
     method = METHODS[config.method.name](config, facts)
 
     micro = config.batch // config.accumulate
-    devices = config.cpu_devices or (saved.cpu_devices if saved else None)
+    devices = config.cpu_devices
+    if devices is None and saved is not None:  # as many as before, if they still share the batch
+        fits = micro % (saved.cpu_devices * cluster.processes * method.block) == 0
+        devices = saved.cpu_devices if fits else None
     host.set_cpu_devices(devices or host.cpu_devices(micro, method.block, cluster))
     host.set_compile_cache(config.compile_cache)
     if micro % (jax.device_count() * method.block):
-        blocks = f" in blocks of {method.block}" if method.block > 1 else ""
-        raise UserError(
-            f"--config.batch={config.batch} in {config.accumulate} micro-batch(es) does not "
-            f"divide over {jax.device_count()} devices{blocks}; choose a multiple of "
-            f"{jax.device_count() * method.block * config.accumulate}"
-        )
+        raise UserError(undivided(config, cluster, method.block, jax.device_count()))
     mesh = parallel.mesh()
     b = micro // jax.device_count()
     shape = (b, config.data.size, config.data.size, config.data.channels)
@@ -124,6 +122,24 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
         create=jax.jit(create, out_shardings=parallel.replicated(mesh)),
         step=parallel.compile_step(step, mesh, config.parallel),
         encode=encoder.compile_encode(config, mesh),
+    )
+
+
+def undivided(config: ConfigDict, cluster: host.Cluster, block: int, devices: int) -> str:
+    """The message for a batch that the devices cannot share: what would fit."""
+    micro, processes = config.batch // config.accumulate, cluster.processes
+    blocks = f" in blocks of {block}" if block > 1 else ""
+    fits = [n for n in range(1, 65) if micro % (n * processes * block) == 0]
+    whose = "devices" if processes == 1 else f"devices of each of the {processes} processes"
+    would = (
+        f"{', '.join(map(str, fits))} {whose} would share it"
+        if fits
+        else (f"no number of devices of {processes} processes would")
+    )
+    return (
+        f"--config.batch={config.batch} in {config.accumulate} micro-batch(es) does not divide "
+        f"over {devices} devices{blocks}: {would} (--config.cpu_devices on CPU); a new run may "
+        f"also take a batch that is a multiple of {devices * block * config.accumulate}"
     )
 
 

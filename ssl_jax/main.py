@@ -44,14 +44,18 @@ usage: python -m ssl_jax.main --config FILE[:PRESET] [--workdir FOLDER] [--confi
 
 Under SLURM (srun), Open MPI (mpirun), Kubernetes and on a TPU pod the processes find each other
 without the last three. launch/ starts and restarts them: local.sh, slurm.sbatch, kubernetes.yaml,
-tpu_pod.sh."""
+tpu_pod.sh.
+
+exit codes: 0 done; 2 a mistake that the message names; 75 the other processes did not come;
+143 asked to stop (SIGTERM, Ctrl-C) and saved: the same command continues"""
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line; returns the exit code.
 
-    0: done; 2: a mistake that the user can mend; 143: asked to stop and saved, started again it
-    continues; 130: interrupted. (75, from `cluster.join`: the other processes did not come.)
+    0 done; 2 a mistake that the user can mend; 143 asked to stop while training, and saved: the
+    same command continues; 130 interrupted elsewhere. (75, from `cluster.join`: the other processes
+    did not come.)
     """
     host.keep_memory_pages()
     try:

@@ -78,6 +78,25 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def meet(name: str, seconds: float = 3_600) -> None:
+    """Waits for the other processes; at once where there are none.
+
+    To be called where they come from work that takes them differently long, compiling say, to
+    their first collective: Gloo gives up on a peer that is 30 s late for that one.
+
+    Args:
+      name: of this meeting; each needs another.
+      seconds: to wait at most.
+
+    Raises:
+      jax.errors.JaxRuntimeError: a process is gone, or late.
+    """
+    if jax.process_count() > 1:
+        from jax._src import distributed  # the barrier has no public name; Orbax uses it so too
+
+        distributed.global_state.client.wait_at_barrier(f"ssl_jax/{name}", int(1_000 * seconds))
+
+
 def compile_step(
     step: Callable[..., tuple[Any, Any]], mesh: Mesh, mode: str = "shard_map"
 ) -> Callable[[Any, Any], tuple[Any, Any]]:

@@ -1,6 +1,7 @@
 """A tiny SimCLR on the digits, as command line, and ways to run it and to probe it."""
 
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -63,3 +64,18 @@ def start(workdir, *more, **kwargs):
         text=True,
         **kwargs,
     )
+
+
+def start_several(processes, workdir, *more, **kwargs):
+    """Starts the processes of one run on this machine."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    cluster = (f"--coordinator=localhost:{port}", f"--processes={processes}")
+    return [start(workdir, *more, *cluster, f"--process={i}", **kwargs) for i in range(processes)]
+
+
+def finish(processes, seconds=300):
+    """Waits for processes; returns their exit codes and what they wrote."""
+    outs = [p.communicate(timeout=seconds)[0] for p in processes]
+    return [p.returncode for p in processes], outs

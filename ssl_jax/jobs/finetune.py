@@ -20,11 +20,10 @@ from ssl_jax.data import loader
 from ssl_jax.data.protocol import Source
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.evaluate import accuracy, encoder, lowshot, probing, representation
-from ssl_jax.jobs.pretrain import EXIT_STOPPED, stop_requested
 from ssl_jax.methods.protocol import Run
 from ssl_jax.models import positions
 from ssl_jax.report import console, logs
-from ssl_jax.train import layer_decay, loop, optimizers, rules, schedules, supervised
+from ssl_jax.train import layer_decay, loop, optimizers, rules, schedules, stopping, supervised
 from ssl_jax.train.state import TrainState, make_create
 from ssl_jax.train.step import make_step
 
@@ -68,7 +67,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
       name: of the config; not used.
 
     Returns:
-      exit code 0. (Asked to stop, it saves and exits with EXIT_STOPPED.)
+      exit code 0. (Asked to stop, it saves and exits with stopping.EXIT_STOPPED, 143.)
 
     Raises:
       UserError: a field that cannot be, another training in the folder, a loss that is not
@@ -179,7 +178,7 @@ def finetune(config: ConfigDict, o: probing.Opened) -> dict[str, Any]:
     if done < plan.facts.total_steps:
         if leader:
             print(f"stopped and saved at step {done}; the same command continues")
-        raise SystemExit(EXIT_STOPPED)
+        raise SystemExit(stopping.EXIT_STOPPED)
     scores, labels = judge(config, o, plan, state)
     return {
         "finetune_top1": accuracy.top(scores, labels, 1),
@@ -416,6 +415,7 @@ def learn(
     total, leader = plan.facts.total_steps, jax.process_index() == 0
     if start >= total:
         return state, start
+    bad: list[tuple[int, str]] = []  # steps that were skipped, and what was not finite
     batches = loader.batches(
         plan.source,
         seed=config.seed,
@@ -428,7 +428,7 @@ def learn(
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(batches)
-        stop = stack.enter_context(stop_requested(o.cluster))
+        stop = stack.enter_context(stopping.requested(o.cluster, str(o.folder)))
         if leader:
             file = stack.enter_context(logs.Metrics(o.folder / "metrics.jsonl", start + 1))
             progress = stack.enter_context(console.Progress(total, start, SHOWN))
@@ -438,8 +438,9 @@ def learn(
                 file.write(done, {"epoch": done / plan.facts.steps_per_epoch, **metrics})
                 progress.update(done, metrics)
             if metrics["skipped"]:
+                at, what = bad[0] if bad else (start, "loss or gradient norm")
                 raise UserError(
-                    f"loss or gradient were not finite by step {done} of {total}; lower "
+                    f"the {what} was not finite at step {at:,} of {total:,}; lower "
                     "--config.optimizer.learning_rate or set --config.optimizer.clip_norm"
                 )
 
@@ -464,6 +465,7 @@ def learn(
             every=loop.Every(config.log_every, config.monitor_every, config.checkpoint_every),
             hooks=loop.Hooks(
                 log=log,
+                bad=bad.extend,
                 monitor=monitor,
                 checkpoint=lambda now: checkpoint.save(manager, now),
                 stop=stop,

@@ -1,9 +1,9 @@
 """Pretraining: images in, a probed checkpoint out. Read it top to bottom."""
 
+import collections
 import concurrent.futures
 import contextlib
 import pathlib
-import signal
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -21,11 +21,8 @@ from ssl_jax.evaluate import collapse, encoder, knn, linear, representation
 from ssl_jax.experiment import Experiment, assemble, begin, compile_step, introduce
 from ssl_jax.report import console, logs
 from ssl_jax.report import run as report
-from ssl_jax.train import loop
+from ssl_jax.train import health, loop, stopping
 from ssl_jax.train.state import TrainState
-
-EXIT_STOPPED = 143  # asked to stop (SIGTERM, Ctrl-C) and saved: started again, the run continues
-MAX_SKIPPED_IN_A_ROW = 100
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
@@ -37,7 +34,8 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
       name: of the config; names the workdir where none is given.
 
     Returns:
-      exit code: 0, or EXIT_STOPPED after a request to stop.
+      exit code: 0 done; stopping.EXIT_STOPPED (143) asked to stop by SIGTERM or Ctrl-C, and saved:
+      the same command continues. (A UserError is 2.)
 
     Raises:
       UserError: anything the user can mend.
@@ -73,11 +71,13 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
             state, start = begin(experiment, manager)
             pixels = judge_pixels(experiment)
             experiment = experiment._replace(step=compiling.result())
+        parallel.meet(f"begin/{folder}")
         state, done, knn_top1 = learn(experiment, state, start, manager, folder)
         checkpoint.save(manager, state, knn_top1)
     if done < experiment.run.total_steps:
-        print(f"stopped and saved at step {done}; the same command continues")
-        return EXIT_STOPPED
+        if leader:
+            print(f"stopped and saved at step {done}; the same command continues")
+        return stopping.EXIT_STOPPED
     judged = {"pixels": pixels, **judge(experiment, state)}
     if leader:
         drawn = report.draw(experiment, judged, folder) if config.report else None
@@ -100,6 +100,8 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
     leader = e.cluster.process == 0
     newest: dict[str, Any] = {}  # of the monitors
     logged: dict[str, float] = {}  # of the step
+    losses = collections.deque(maxlen=health.WINDOW)  # logged
+    bad: dict[int, str] = {}  # steps skipped of late, and what was not finite
     batches = loader.batches(
         e.train,
         seed=c.seed,
@@ -117,9 +119,9 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
     failed: list[Exception] = []  # of the loader
     with contextlib.ExitStack() as stack:
         stack.enter_context(batches)
-        stop = stack.enter_context(stop_requested(e.cluster))
+        stop = stack.enter_context(stopping.requested(e.cluster, str(folder)))
         if e.cluster.processes == 1:  # several cannot leave one by one
-            batches.leave = stop
+            batches.leave = lambda: stop(start)
         if leader:
             metrics_file = stack.enter_context(logs.Metrics(folder / "metrics.jsonl", start + 1))
             events = stack.enter_context(logs.Events(folder, start + 1))
@@ -129,23 +131,37 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
             metrics_file.write(done, values)
             events.write(done, values)
 
+        def skipped(steps):
+            if leader and not bad:
+                at, what = steps[0]
+                progress.note(f"step {at:,} is skipped: its {what} is not finite")
+            bad.update(steps)
+
         def log(done, metrics):
             nonlocal watch
             seconds = c.batch / metrics["images_per_second"]
             watch, slow = stall.observe(watch, done, metrics["data_wait_share"], seconds)
-            if metrics["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
-                raise UserError(
-                    f"loss or gradient were not finite for {MAX_SKIPPED_IN_A_ROW} steps in a row "
-                    f"at step {done}; the last checkpoint is good: lower "
-                    "--config.optimizer.learning_rate or set --config.optimizer.clip_norm"
-                )
-            logged.update(metrics)
+            jump = health.spike(losses, metrics["loss"])
+            losses.append(metrics["loss"])
+            spiked = logged.pop("loss_spike", None) is not None
+            found = metrics if jump is None else {**metrics, "loss_spike": jump}
+            logged.update(found)
             if leader:
                 epoch = {"epoch": done / e.run.steps_per_epoch}
-                write(done, {**epoch, **metrics, "data_wait_seconds": batches.waited})
+                write(done, {**epoch, **found, "data_wait_seconds": batches.waited})
                 progress.update(done, {**metrics, **newest})
                 if slow:
                     progress.note(slow)
+                if jump is not None and not spiked:
+                    progress.note(
+                        f"SPIKE at step {done:,}: the loss, {metrics['loss']:.4g}, is {jump:.0f} "
+                        "spreads above the median of those logged before"
+                    )
+            row = int(metrics["skipped_in_a_row"])
+            if row >= c.max_bad_steps:
+                raise UserError(too_many_bad(bad, done, row, manager))
+            if row == 0:
+                bad.clear()
 
         def monitor(now):
             newest.clear()
@@ -175,6 +191,7 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
             every=loop.Every(c.log_every, c.monitor.every_steps, c.checkpoint.every_steps),
             hooks=loop.Hooks(
                 log=log,
+                bad=skipped,
                 monitor=monitor,
                 checkpoint=lambda now: checkpoint.save(manager, now, newest.get("knn_top1")),
                 stop=stop,
@@ -189,6 +206,23 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
         if done == total:
             monitor(state)
     return state, done, newest.get("knn_top1")
+
+
+def too_many_bad(bad: Mapping[int, str], done: int, row: int, manager) -> str:
+    """The message of a run that stops: `row` steps in a row were skipped, `done` is the last.
+
+    Args:
+      bad: step -> what was not finite. The first of the row may be missing: a run before this one
+        skipped it.
+    """
+    first, saved = done - row + 1, manager.latest_step()
+    what = bad.get(first, bad[min(bad)])
+    kept = "nothing is saved" if saved is None else f"checkpoint {saved} has the last good ones"
+    return (
+        f"the {what} is not finite since step {first:,}: {row:,} steps in a row did not change the "
+        f"parameters (--config.max_bad_steps); {kept}. Begin in another --workdir with a lower "
+        "--config.optimizer.learning_rate, or with --config.optimizer.clip_norm"
+    )
 
 
 def look(e: Experiment, state: TrainState, logged: Mapping[str, float]) -> dict[str, Any]:
@@ -260,28 +294,3 @@ def evaluated(e: Experiment) -> tuple[representation.Part, representation.Part |
     """The rows that the final probes learn from and are judged on."""
     c = e.config.evaluate
     return representation.split(e.train, e.test, c.train_examples, c.test_examples)
-
-
-@contextlib.contextmanager
-def stop_requested(cluster: host.Cluster):
-    """Within it, SIGTERM and Ctrl-C are noted instead of obeyed. Yields () -> bool.
-
-    A second one is obeyed at once. With several processes the first is: they would have to agree
-    on the step to stop at; the run continues from its last checkpoint.
-    """
-    seen = []
-
-    def note(number, frame):
-        seen.append(number)
-        for s, handler in before.items():
-            signal.signal(s, handler)
-
-    if cluster.processes > 1:
-        yield lambda: False
-        return
-    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)

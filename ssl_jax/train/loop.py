@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import jax
 
 from ssl_jax.data import stall
+from ssl_jax.train import health
 
 # Steps that may be queued on the device. The host waits for the oldest, so it never runs far
 # ahead (each queued step holds a batch in device memory), and the device always has the next one.
+# No process of several can be further ahead of another than this: stopping.py builds on it.
 IN_FLIGHT = 2
 
 
@@ -20,15 +22,18 @@ class Hooks(NamedTuple):
 
     Attributes:
       log: (step, metrics: dict of floats) -> None, one log interval later than measured.
+      bad: (list of (step, 'loss' or 'gradient norm')) -> None, before `log` where there are any:
+        the steps skipped since the log before, and what was not finite.
       monitor: (state) -> None.
       checkpoint: (state) -> None; must copy what it needs before it returns.
-      stop: () -> bool, asked after every step: True saves and leaves.
+      stop: (steps done) -> bool, asked after every step but the last: True leaves the loop.
     """
 
     log: Callable[[int, dict[str, float]], None]
+    bad: Callable[[list[tuple[int, str]]], None]
     monitor: Callable[[Any], None]
     checkpoint: Callable[[Any], None]
-    stop: Callable[[], bool]
+    stop: Callable[[int], bool]
 
 
 class Every(NamedTuple):
@@ -53,7 +58,7 @@ def train(
     """Runs the steps start … stop − 1.
 
     Args:
-      step: compiled (state, batch) -> (state, metrics); donates the state.
+      step: compiled (state, batch) -> (state, metrics), see `make_step`; donates the state.
       state: the state before step `start`.
       batches: device batches, the first for step `start`; training ends where they do.
       start, stop: steps done before and after.
@@ -67,13 +72,19 @@ def train(
     in_flight = collections.deque()  # when the queued steps end, in futures
     watcher = ThreadPoolExecutor(1, "ssl_jax_watcher")
     waited = 0.0  # seconds that the device lacked a batch, since the log before
-    logged = None  # (step, metrics on their way to the host, what is measured here)
+    recent = []  # (step, loss, gradient norm) of the steps since the last log, on the device
+    skipped = int(jax.device_get(state.skipped))  # in all, at the last log
+    logged = None  # (step, metrics on their way to the host, what is measured here, recent)
     clock, clock_step = time.perf_counter(), start
 
     def flush():
+        nonlocal skipped
         if logged is not None:
-            done, metrics, measured = logged
+            done, metrics, measured, steps = logged
             values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+            if values["skipped"] > skipped:
+                skipped = values["skipped"]
+                hooks.bad(health.bad(jax.device_get(steps)))
             hooks.log(done, {**values, **measured})
 
     done = start
@@ -86,6 +97,7 @@ def train(
         waited += stall.stalled(asked, time.perf_counter(), _end(in_flight))
         state, metrics = step(state, batch)
         in_flight.append(watcher.submit(_finish, metrics))
+        recent.append((done, metrics["loss"], metrics["gradient_norm"]))
         if len(in_flight) > IN_FLIGHT:
             in_flight.popleft().result()
         if done % every.log == 0 or done == stop:
@@ -96,8 +108,8 @@ def train(
                 "images_per_second": rows * (done - clock_step) / seconds,
                 "data_wait_share": min(waited / seconds, 1.0),
             }
-            logged = done, metrics, measured
-            clock, clock_step, waited = now, done, 0.0
+            logged = done, metrics, measured, recent
+            clock, clock_step, waited, recent = now, done, 0.0, []
             jax.tree.map(lambda m: m.copy_to_host_async(), metrics)
         pause = time.perf_counter()
         if every.monitor and done % every.monitor == 0 and done < stop:
@@ -105,7 +117,7 @@ def train(
         if every.checkpoint and done % every.checkpoint == 0 and done < stop:
             hooks.checkpoint(state)
         clock += time.perf_counter() - pause  # images_per_second is of training alone
-        if hooks.stop():
+        if done < stop and hooks.stop(done):
             break
     flush()
     return state, done

@@ -1,12 +1,16 @@
 """The same run on one device, on four by every mapping, and on 2 processes × 2 devices."""
 
 import functools
-import socket
+import json
+import shutil
 
 import numpy as np
 import pytest
 import tiny_run
 
+from ssl_jax import config as configs
+from ssl_jax import experiment, host, workdir
+from ssl_jax.methods.protocol import Run
 from ssl_jax.report import logs
 
 STEPS = 20
@@ -18,7 +22,7 @@ SGD = (
     # devices agree to 1.3e-5.
     "--config.optimizer.learning_rate=0.0005",
     "--config.optimizer.momentum=0.0",
-    "--config.checkpoint.every_steps=0",
+    "--config.checkpoint.every_steps=10",
 )
 
 
@@ -47,21 +51,24 @@ def test_four_devices_equal_one(single, tmp_path, mode):
     np.testing.assert_allclose(losses(tmp_path), single, rtol=1e-5)
 
 
-def test_two_processes_of_two_devices_equal_one(single, tmp_path):
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    cluster = (f"--coordinator=localhost:{port}", "--processes=2", "--config.cpu_devices=2")
-    processes = [
-        tiny_run.start(tmp_path, *SGD, *cluster, f"--process={p}", "--config.report=True")
-        for p in range(2)
-    ]
-    outs = [p.communicate(timeout=300)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(outs)
+@pytest.fixture(scope="module")
+def two_by_two(tmp_path_factory):
+    """Two processes of two devices, all the way; what they said."""
+    folder = tmp_path_factory.mktemp("two_by_two")
+    processes = tiny_run.start_several(
+        2, folder, *SGD, "--config.cpu_devices=2", "--config.report=True"
+    )
+    codes, outs = tiny_run.finish(processes)
+    assert codes == [0, 0], "\n".join(outs)
+    return folder, outs
+
+
+def test_two_processes_of_two_devices_equal_one(single, two_by_two):
+    folder, outs = two_by_two
     assert "on 4 cpu devices of 2 processes" in outs[0]
     assert "step" not in outs[1], "only process 0 talks"
-    np.testing.assert_allclose(losses(tmp_path), single, rtol=1e-5)
-    assert (tmp_path / "report" / "summary.png").is_file()
+    np.testing.assert_allclose(losses(folder), single, rtol=1e-5)
+    assert (folder / "report" / "summary.png").is_file()
 
 
 def test_micro_batches_on_four_devices_equal_one(tmp_path):
@@ -69,3 +76,52 @@ def test_micro_batches_on_four_devices_equal_one(tmp_path):
     reference = on_one_device(tmp_path / "one", *accumulate)
     assert tiny_run.run(tmp_path / "four", *SGD, *accumulate) == 0
     np.testing.assert_allclose(losses(tmp_path / "four"), reference, rtol=1e-5)
+
+
+def cut(finished, folder):
+    """`finished` as it was after its checkpoint of step 10."""
+    shutil.copytree(finished, folder, dirs_exist_ok=True)
+    shutil.rmtree(folder / "checkpoints" / str(STEPS))
+    (folder / "result.json").unlink()
+    return folder
+
+
+def resumed_on(folder, processes, devices, *more):
+    """Continues the run on other devices; its losses."""
+    given = (*SGD, f"--config.cpu_devices={devices}", *more)
+    if processes > 1:
+        started = tiny_run.start_several(processes, folder, *given)
+    else:
+        started = [tiny_run.start(folder, *given)]
+    codes, outs = tiny_run.finish(started)
+    assert not any(codes) and "continuing at step 10" in outs[0], "\n".join(outs)
+    assert f"on {processes * devices} cpu device" in outs[0]
+    assert json.loads((folder / "config.json").read_text())["cpu_devices"] == devices
+    steps = [r["step"] for r in logs.read(folder / "metrics.jsonl") if "loss" in r]
+    assert steps == list(range(1, STEPS + 1))
+    return losses(folder)
+
+
+def test_two_by_two_continues_on_one_device(single, two_by_two, tmp_path):
+    folder = cut(two_by_two[0], tmp_path / "run")
+    found = resumed_on(folder, 1, 1, "--config.report=True")
+    np.testing.assert_allclose(found, single, rtol=1e-5)
+
+
+def test_four_devices_continue_on_two_processes_and_on_eight_devices(single, tmp_path):
+    assert tiny_run.run(tmp_path / "four", *SGD) == 0
+    for processes, devices in ((2, 1), (1, 8)):
+        folder = cut(tmp_path / "four", tmp_path / f"{processes}x{devices}")
+        np.testing.assert_allclose(resumed_on(folder, processes, devices), single, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("before", "now"), [(2, 2), (3, None)])
+def test_the_devices_of_before_are_taken_again_where_they_share_the_batch(monkeypatch, before, now):
+    config, _ = configs.load("configs/simclr.py:digits")
+    config.update(batch=64, steps=4, compile_cache="")
+    taken = []
+    monkeypatch.setattr(host, "set_cpu_devices", taken.append)
+    alone = host.Cluster(1, 0, 1)
+    run = Run(examples=4_000, batch=64, steps_per_epoch=62, total_steps=4)
+    experiment.assemble(config, alone, workdir.Saved(config, run, before))
+    assert taken == [now or host.cpu_devices(64, 1, alone)]

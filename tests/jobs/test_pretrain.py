@@ -169,4 +169,5 @@ def test_a_batch_that_the_devices_cannot_share_is_one_line(tmp_path, capsys):
     assert tiny_run.run(tmp_path / "run", "--config.batch=66") == 2
     err = capsys.readouterr().err
     assert "does not divide over 4 devices" in err and err.count("\n") == 1
+    assert "1, 2, 3, 6, 11, 22, 33 devices would share it" in err and "multiple of 4" in err
     assert not (tmp_path / "run").exists()

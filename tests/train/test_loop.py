@@ -35,18 +35,19 @@ def parts():
 
 def run(parts, start=0, stop=10, stop_after=None, every=loop.Every(3, 4, 5)):  # noqa: B008
     create, step, mesh, _ = parts
-    seen = {"log": [], "monitor": [], "checkpoint": []}
+    seen = {"log": [], "bad": [], "monitor": [], "checkpoint": []}
     asked = []
     state = create(jax.random.key(0))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (stop, 1, 16, 4, 4, 1), dtype=np.uint8)
 
-    def wants_to_stop():
-        asked.append(1)
+    def wants_to_stop(done):
+        asked.append(done)
         return stop_after is not None and len(asked) >= stop_after
 
     hooks = loop.Hooks(
         log=lambda done, metrics: seen["log"].append((done, metrics)),
+        bad=seen["bad"].extend,
         monitor=lambda state: seen["monitor"].append(int(jax.device_get(state.step))),
         checkpoint=lambda state: seen["checkpoint"].append(int(jax.device_get(state.step))),
         stop=wants_to_stop,
@@ -82,3 +83,42 @@ def test_a_request_to_stop_ends_after_the_step_and_logs_what_is_pending(parts):
     state, done, seen = run(parts, stop_after=7)
     assert done == int(state.step) == 7
     assert [d for d, _ in seen["log"]] == [3, 6]
+
+
+def test_skipped_steps_are_named_whether_they_are_logged_or_not(parts):
+    """The step that sees a NaN keeps everything; the loop tells which it was."""
+    create, step, mesh, _ = parts
+    bad, logged = [], []
+
+    def poisoned(state, batch):
+        if int(jax.device_get(state.step)) in (1, 4):
+            first, *rest = jax.tree.leaves(state.params)
+            broken = jax.tree.unflatten(
+                jax.tree.structure(state.params), [first * jnp.nan, *map(jnp.copy, rest)]
+            )
+            kept = jax.tree.map(jnp.copy, state.params)
+            state, metrics = step(state._replace(params=broken), batch)
+            return state._replace(params=kept), metrics
+        return step(state, batch)
+
+    hooks = loop.Hooks(
+        log=lambda done, metrics: logged.append((done, metrics["skipped"])),
+        bad=lambda steps: bad.append(([s for s, _ in steps], len(logged))),
+        monitor=None,
+        checkpoint=None,
+        stop=lambda done: False,
+    )
+    images = np.random.default_rng(0).integers(0, 255, (9, 1, 16, 4, 4, 1), dtype=np.uint8)
+    batches = (parallel.put_batch({"image": x}, mesh) for x in images)
+    loop.train(
+        poisoned,
+        create(jax.random.key(0)),
+        batches,
+        start=0,
+        stop=9,
+        rows=16,
+        every=loop.Every(3, 0, 0),
+        hooks=hooks,
+    )
+    assert logged == [(3, 1.0), (6, 2.0), (9, 2.0)]
+    assert bad == [([2], 0), ([5], 1)], "before the log of their interval"

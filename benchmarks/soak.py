@@ -1,0 +1,92 @@
+"""Does a long run keep its memory? A tiny run of many steps, with monitors and checkpoints on.
+
+    python -m benchmarks.soak [--steps 20000] [--every 1000]
+
+A tiny SimCLR on digits trains in a process of its own: kNN and collapse monitors every 200 steps, a
+checkpoint every 100. Prints the resident memory (VmRSS) at every --every steps; exit code 1 where
+the last is more than 5 % above that after the first --every steps.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+FIELDS = (
+    *("--config.batch=16", "--config.model.width=4", "--config.model.blocks=(1,)"),
+    *("--config.log_every=10", "--config.monitor.every_steps=200"),
+    *("--config.monitor.train_examples=200", "--config.monitor.test_examples=100"),
+    *("--config.evaluate.train_examples=200", "--config.evaluate.test_examples=100"),
+    *("--config.evaluate.batch=100", "--config.checkpoint.every_steps=100"),
+    *("--config.report=False",),
+)
+ALLOWED = 0.05
+
+
+def resident(pid: int) -> int | None:
+    """VmRSS of a process in bytes; None where it has ended."""
+    try:
+        lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = [line.split()[1] for line in lines if line.startswith("VmRSS")]
+    return int(sizes[0]) * 1024 if sizes else None
+
+
+def newest(file: pathlib.Path) -> int:
+    """The newest step in a metrics.jsonl, from its last whole line; 0 where there is none."""
+    if not file.exists() or file.stat().st_size < 2:
+        return 0
+    with open(file, "rb") as f:
+        f.seek(max(0, file.stat().st_size - 4_096))
+        lines = f.read().split(b"\n")[:-1]  # the last is empty or torn
+    return json.loads(lines[-1])["step"] if lines and lines[-1].startswith(b"{") else 0
+
+
+def soak(folder: pathlib.Path, steps: int, every: int, more=()) -> list[tuple[int, int, float]]:
+    """Runs `steps` steps.
+
+    Returns:
+      (step, VmRSS in bytes, seconds since the start) at the steps every, 2 every … as nearly as
+      the log tells.
+
+    Raises:
+      SystemExit: the run failed.
+    """
+    command = [
+        *(sys.executable, "-m", "ssl_jax.main", "--config=configs/simclr.py:digits"),
+        *(*FIELDS, f"--config.steps={steps}", f"--workdir={folder}", *more),
+    ]
+    seen, begun = [], time.monotonic()
+    with open(f"{folder}.log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            step, size = newest(folder / "metrics.jsonl"), resident(process.pid)
+            if size is not None and step >= every * (len(seen) + 1):
+                seen.append((step, size, time.monotonic() - begun))
+                print(f"{step:>8,}{size / 2**20:>10,.1f} MiB{seen[-1][2]:>8,.0f} s", flush=True)
+            time.sleep(0.05)
+    if process.returncode:
+        sys.exit(pathlib.Path(f"{folder}.log").read_text())
+    return seen
+
+
+def main() -> int:
+    """Runs and prints; 1 where memory has grown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--every", type=int, default=1_000)
+    arguments = parser.parse_args()
+    print("    step     VmRSS          since the start")
+    with tempfile.TemporaryDirectory() as root:
+        seen = soak(pathlib.Path(root) / "run", arguments.steps, arguments.every)
+    growth = seen[-1][1] / seen[0][1] - 1
+    print(f"from step {seen[0][0]:,} to {seen[-1][0]:,}: {growth:+.1%}")
+    return int(growth > ALLOWED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Runs that are stopped, killed or diverge lose nothing: real processes and signals."""
+
+import json
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+from benchmarks import chaos
+from ssl_jax import checkpoint, experiment, host, workdir
+from ssl_jax.report import logs
+from ssl_jax.train import health, stopping
+
+SEVERAL = (
+    "--config.steps=400",
+    "--config.batch=16",
+    "--config.cpu_devices=2",
+    "--config.checkpoint.every_steps=1000",
+    "--config.log_every=10",
+)
+
+
+def steps_of(folder):
+    return [r["step"] for r in logs.read(folder / "metrics.jsonl") if "loss" in r]
+
+
+def test_one_of_two_processes_is_asked_to_stop_and_both_save_the_same_step(tmp_path):
+    begun = time.monotonic()
+    processes = tiny_run.start_several(2, tmp_path, *SEVERAL)
+    chaos.wait(processes, lambda: chaos.logged(tmp_path), 300)
+    asked, seen = time.monotonic(), chaos.logged(tmp_path)[-1]
+    processes[1].send_signal(signal.SIGTERM)
+    codes, outs = tiny_run.finish(processes)
+    seconds = time.monotonic() - asked
+    assert codes == [stopping.EXIT_STOPPED] * 2, "\n".join(outs)
+    # To be out takes less than to start; where a start takes longer than 10 s, others share the
+    # machine.
+    assert seconds < max(10, asked - begun)
+    [saved] = chaos.saved(tmp_path)
+    assert f"stopped and saved at step {saved}" in outs[0] and seen <= saved < 400
+    assert steps_of(tmp_path)[-1] == saved // 10 * 10
+
+    codes, outs = tiny_run.finish(tiny_run.start_several(2, tmp_path, *SEVERAL))
+    assert codes == [0, 0] and f"continuing at step {saved}" in outs[0], "\n".join(outs)
+    assert steps_of(tmp_path) == list(range(10, 401, 10)), "nothing twice, nothing left out"
+
+
+def test_three_kills_of_worker_and_coordinator_leave_no_trace(tmp_path):
+    """In a save, at the start, between saves; the long form is `python -m benchmarks.chaos`."""
+    cache = f"--config.compile_cache={jax.config.jax_compilation_cache_dir}"
+    kills, faults = chaos.campaign(
+        tmp_path, kills=3, processes=2, seed=58, patience=0.5, more=(cache,)
+    )
+    assert not faults, "\n".join(faults)
+    assert {k.process for k in kills} == {0, 1} and all(not k.unreadable for k in kills)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_is_obeyed_at_once(number):
+    obeyed = []
+    before = signal.signal(number, lambda *_: obeyed.append("before"))
+    try:
+        with stopping.requested(host.Cluster(1, 0, 1), "run") as stop:
+            assert not stop(1)
+            signal.raise_signal(number)
+            assert stop(2) and not obeyed
+            signal.raise_signal(number)
+            assert obeyed == ["before"]
+        signal.raise_signal(number)
+        assert obeyed == ["before", "before"]
+    finally:
+        signal.signal(number, before)
+
+
+def diverge(folder, *more):
+    """Steps so large that the parameters overflow: exit code."""
+    return tiny_run.run(
+        folder,
+        *("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e30"),
+        *("--config.optimizer.momentum=0.0", "--config.optimizer.warmup_fraction=0.0"),
+        *("--config.steps=40", "--config.max_bad_steps=5", *more),
+    )
+
+
+def test_steps_that_are_not_finite_end_the_run_and_name_the_first(tmp_path, capsys):
+    assert diverge(tmp_path / "every") == 2
+    every = capsys.readouterr()
+    records = logs.read(tmp_path / "every" / "metrics.jsonl")
+    first = next(r for r in records if r["skipped"])
+    name = "gradient norm" if np.isfinite(first["loss"]) else "loss"
+    assert not np.isfinite(first[name.replace(" ", "_")])
+    said = f"the {name} is not finite since step {first['step']}: 5 steps in a row"
+    assert said in every.err and "max_bad_steps" in every.err
+    assert f"step {first['step']} is skipped: its {name} is not finite" in every.err
+
+    saved = chaos.saved(tmp_path / "every")[-1]
+    assert f"checkpoint {saved} has the last good ones" in every.err
+    config = workdir.read_config(tmp_path / "every").config
+    like = experiment.like(experiment.assemble(config, host.Cluster(1, 0, 1), None))
+    with checkpoint.open_manager(tmp_path / "every" / "checkpoints", 2, read_only=True) as manager:
+        state = checkpoint.restore(manager, saved, like)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+    # The first bad step lies between two that are logged, and is named all the same.
+    assert diverge(tmp_path / "seldom", "--config.log_every=7") == 2
+    seldom = capsys.readouterr().err
+    assert f"the {name} is not finite since step {first['step']}: " in seldom
+
+
+def test_a_bound_of_no_bad_step_is_refused(tmp_path, capsys):
+    assert tiny_run.run(tmp_path, "--config.max_bad_steps=0") == 2
+    assert "max_bad_steps is 0; it must be at least 1" in capsys.readouterr().err
+
+
+def test_a_spike_is_said_once_and_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(health, "spike", lambda before, loss: 9.0 if 3 <= len(before) < 5 else None)
+    assert tiny_run.run(tmp_path, "--config.steps=8") == 0
+    err = capsys.readouterr().err
+    assert "SPIKE at step 4: the loss, " in err and err.count("SPIKE") == 1
+    kept = {r["step"]: r.get("loss_spike") for r in logs.read(tmp_path / "metrics.jsonl")}
+    assert kept == {s: 9.0 if s in (4, 5) else None for s in range(1, 9)}
+    assert "loss_spike" not in json.dumps(workdir.read_result(tmp_path))
