@@ -238,10 +238,13 @@ def restore(
         jax.eval_shape(create, jax.random.key(0)),
     )
     with checkpoint.open_manager(folder / "checkpoints", 1, read_only=True) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise UserError(f"--config.checkpoint: {folder} has no finished checkpoint yet")
-        picked = checkpoint.restore_part(manager, step, like, lambda s: select(method, s))
+        found = checkpoint.read_newest(
+            manager,
+            lambda step: checkpoint.restore_part(manager, step, like, lambda s: select(method, s)),
+        )
+    if found is None:
+        raise UserError(f"--config.checkpoint: {folder} has no finished checkpoint yet")
+    picked, step = found
     return Restored(saved, step, picked)
 
 

@@ -74,7 +74,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
             pixels = judge_pixels(experiment)
             experiment = experiment._replace(step=compiling.result())
         state, done, knn_top1 = learn(experiment, state, start, manager, folder)
-        checkpoint.save(manager, state, knn_top1)
+        checkpoint.save_last(manager, state, knn_top1)
     if done < experiment.run.total_steps:
         print(f"stopped and saved at step {done}; the same command continues")
         return EXIT_STOPPED
