@@ -7,13 +7,16 @@ A save that fails costs no more than that checkpoint: training goes on and tries
 
 import asyncio
 import contextlib
+import errno
 import functools
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import re
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.metadata import array_metadata_store
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from ssl_jax import manifest, parallel
@@ -32,6 +36,10 @@ from ssl_jax.errors import UserError, warn
 WAITS = (1, 2, 5, 10, 20, 22, *(30,) * 18)
 MARK = {"manifest": manifest.NAME}  # Orbax keeps it with the step: a manifest belongs to it
 TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX  # in the name of a step until it is whole
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOENT),
+)
 SPARED = 5  # attempts at reading from a run that deletes what is being read
 
 
@@ -92,6 +100,9 @@ def open_manager(folder: pathlib.Path, keep: int, *, read_only: bool = False):
         read_only=read_only,
         lightweight_initialize=read_only,  # probing needs no metrics
         temporary_path_class=Sealed,
+        # At once: made in the background, they are waited for by signals that do not come where a
+        # process is on its own, or where one cannot be made.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         # Each process on its own, without Orbax's barriers: where process 0 cannot write, the
         # others would wait 20 minutes at them.
         multiprocessing_options=_alone(),
@@ -110,7 +121,7 @@ def open_manager(folder: pathlib.Path, keep: int, *, read_only: bool = False):
             if problem:
                 _set_aside(folder / str(step), problem)
     with _orbax_is_silent():
-        manager = ocp.CheckpointManager(folder, options=options)
+        manager = ocp.CheckpointManager(folder, options=options, handler_registry=_handlers())
         try:
             yield manager
         except BaseException:
@@ -144,7 +155,8 @@ def save(manager, state: Any, knn_top1: float | None = None) -> None:
     if problem:
         _say_not_saved(manager, step, problem)
     else:
-        threading.Thread(target=_watch, args=(manager, step), daemon=True).start()
+        name = _watch_name(manager)
+        threading.Thread(target=_watch, args=(manager, step), name=name, daemon=True).start()
 
 
 def save_last(manager, state: Any, knn_top1: float | None = None) -> None:
@@ -263,7 +275,10 @@ def restore(manager, step: int, like: Any) -> Any:
     """
     target = abstract(like)
     try:
-        read = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        arguments = ocp.args.PyTreeRestore(
+            item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
+        )
+        read = ocp.args.Composite(state=arguments)
         return manager.restore(step, args=read).state
     except Exception as error:
         first = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
@@ -331,8 +346,27 @@ def _alone() -> ocp.options.MultiprocessingOptions:
     """This process as if there were no others."""
     me = jax.process_index()
     return ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+        primary_host=None,  # no process waits for, or checks, what another one wrote
+        active_processes={me},
+        barrier_sync_key_prefix=f"process{me}",
     )
+
+
+def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
+    """How the item 'state' of a checkpoint is written and read."""
+    arrays = ocp.type_handlers.ArrayHandler(
+        primary_host=None,
+        use_replica_parallel=False,  # else every process would have to write a part
+        array_metadata_store=array_metadata_store.Store(),  # as Orbax has it: kinds of random keys
+    )
+    state = ocp.PyTreeCheckpointHandler(
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, arrays)),
+        multiprocessing_options=_alone(),
+    )
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    registry.add("state", ocp.args.PyTreeSave, state)
+    registry.add("state", ocp.args.PyTreeRestore, state)
+    return registry
 
 
 def _steps(folder: pathlib.Path) -> list[int]:
@@ -412,26 +446,29 @@ def _start(manager, state: Any, step: int, knn_top1: float | None) -> str | None
         return f"{folder} is gone"
     if step in manager.all_steps():
         return None
-    if jax.process_count() > 1:  # the state is whole on each device
-        state = jax.tree.map(lambda x: x.addressable_data(0), state)
     metrics = None if knn_top1 is None else {"knn_top1": knn_top1}
-    arguments = ocp.args.Composite(state=ocp.args.StandardSave(state))
+    arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state))
     try:
         manager.save(step, args=arguments, metrics=metrics, custom_metadata=MARK, force=True)
     except Exception as error:
         _forget(manager)
-        return _first_line(error)
+        return _line(error)
     return None
 
 
 def _settle(manager) -> str | None:
     """Waits for the save in progress; returns what went wrong, on one line, or None."""
+    problem = None
     try:
         manager.wait_until_finished()
     except Exception as error:
+        problem = _line(error)
+    for thread in threading.enumerate():  # before another save writes where it deletes
+        if thread.name == _watch_name(manager):
+            thread.join()
+    if problem:
         _forget(manager)
-        return _first_line(error)
-    return None
+    return problem
 
 
 def _forget(manager) -> None:
@@ -442,11 +479,16 @@ def _forget(manager) -> None:
 
 
 def _watch(manager, step: int) -> None:
-    """Waits for a save, in a thread of its own, and says at once if it failed."""
+    """Waits for a save, in a thread of its own; if it fails, says so at once and frees the disk."""
     try:
         manager.wait_until_finished()
     except Exception as error:
-        _say_not_saved(manager, step, _first_line(error))
+        _clean(pathlib.Path(manager.directory))
+        _say_not_saved(manager, step, _line(error))
+
+
+def _watch_name(manager) -> str:
+    return f"watch {manager.directory}"
 
 
 def _say_not_saved(manager, step: int, problem: str) -> None:
@@ -462,24 +504,32 @@ def _clean(folder: pathlib.Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
+def _line(error: BaseException) -> str:
+    """What went wrong, short: TensorStore wraps 'No space left on device' in a page of text."""
+    text = " ".join(str(error).split())
+    reasons = (os.strerror(number) for number in DISK_ERRORS)
+    return next((r for r in reasons if r in text), f"{type(error).__name__}: {text[:200]}")
 
 
 @contextlib.contextmanager
 def _orbax_is_silent():
-    """Within it Orbax logs nothing: its errors are raised, and would be printed besides."""
+    """Within it Orbax and TensorStore print nothing: their errors are raised besides."""
 
     def others(record):
         return "/orbax/" not in record.pathname
 
-    logger = logging.getLogger("absl")
+    def hook(seen):  # TensorStore's other writes, when one has failed
+        if str(seen.exc_value) != "Event loop is closed":
+            before(seen)
+
+    logger, before = logging.getLogger("absl"), sys.unraisablehook
     logger.addFilter(others)
+    sys.unraisablehook = hook
     try:
         yield
     finally:
         logger.removeFilter(others)
+        sys.unraisablehook = before
 
 
 def abstract(tree: Any) -> Any:
