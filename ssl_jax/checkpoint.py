@@ -1,8 +1,24 @@
-"""Checkpoints: the whole training state, and reading back the encoder alone (Orbax)."""
+"""Checkpoints: the whole training state, and reading back the encoder alone (Orbax).
 
+A checkpoint gets its name when all of it is on disk, with a manifest of checksums (`manifest.py`)
+that is verified before anything is read. Only process 0 saves: the state is whole on every process.
+A save that fails costs no more than that checkpoint: training goes on and tries again.
+"""
+
+import asyncio
+import contextlib
+import errno
 import functools
 import hashlib
+import json
+import logging
+import os
 import pathlib
+import re
+import shutil
+import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,23 +26,63 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.metadata import array_metadata_store
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from ssl_jax.errors import UserError
+from ssl_jax import manifest, parallel
+from ssl_jax.errors import UserError, warn
+
+# Seconds between the attempts of a run's last save: ten minutes in all.
+WAITS = (1, 2, 5, 10, 20, 22, *(30,) * 18)
+MARK = {"manifest": manifest.NAME}  # Orbax keeps it with the step: a manifest belongs to it
+TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX  # in the name of a step until it is whole
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOENT),
+)
+SPARED = 5  # attempts at reading from a run that deletes what is being read
 
 
+class Sealed(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A step's folder until it gets its name: Orbax's, and then a manifest is written.
+
+    A class because that is Orbax's hook (`CheckpointManagerOptions.temporary_path_class`). Its
+    callback comes before Orbax's own last two files, which the manifest would not cover.
+    """
+
+    async def finalize(self) -> None:
+        if TEMPORARY in self.get_final().parent.name:  # an item of a step, not the step
+            return await super().finalize()
+        sealing = self.get().with_name(f"{self.get().name}-sealing")  # still a temporary name
+        whole = ocp.path.atomicity.AtomicRenameTemporaryPath(
+            self.get(), sealing, checkpoint_metadata_store=self._checkpoint_metadata_store
+        )
+        await whole.finalize()
+        await asyncio.to_thread(manifest.write, pathlib.Path(sealing))
+        await asyncio.to_thread(sealing.rename, self.get_final())
+
+
+@contextlib.contextmanager
 def open_manager(folder: pathlib.Path, keep: int, *, read_only: bool = False):
     """Opens the checkpoints of a run: the newest `keep`, and the best by kNN.
+
+    Half-written ones are deleted. A context manager: leaving it waits for the last save.
 
     Args:
       folder: `<workdir>/checkpoints`.
       keep: how many of the newest stay. (Orbax's own `max_to_keep` with `best_fn` would delete
         the newest.)
-      read_only: for probing; the folder must exist.
+      read_only: for probing, also of a run that goes on: nothing in the folder is changed.
 
-    Returns:
-      an orbax CheckpointManager that saves in the background; close it.
+    Yields:
+      an orbax CheckpointManager that saves in the background.
+
+    Raises:
+      UserError: the folder cannot be made, or, on leaving, the last save failed.
     """
+    folder = folder.absolute()
+    me = jax.process_index()
+    read_only = read_only or me > 0
     policy = preservation_policy.AnyPreservationPolicy(
         [
             preservation_policy.LatestN(keep),
@@ -38,25 +94,172 @@ def open_manager(folder: pathlib.Path, keep: int, *, read_only: bool = False):
         ]
     )
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy, create=not read_only, read_only=read_only
+        preservation_policy=policy,
+        best_fn=lambda metrics: metrics["knn_top1"],  # without it Orbax forgets them on a restart
+        create=False,
+        read_only=read_only,
+        lightweight_initialize=read_only,  # probing needs no metrics
+        temporary_path_class=Sealed,
+        # At once: made in the background, they are waited for by signals that do not come where a
+        # process is on its own, or where one cannot be made.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        # Each process on its own, without Orbax's barriers: where process 0 cannot write, the
+        # others would wait 20 minutes at them.
+        multiprocessing_options=_alone(),
     )
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+    if not read_only:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make {folder}: {error.strerror}; choose another --workdir"
+            ) from error
+        _clean(folder)
+        # Orbax reads the metrics of every step at once, and damaged ones would stop it.
+        for step in _steps(folder):
+            problem = _damage(folder / str(step), "metrics")
+            if problem:
+                _set_aside(folder / str(step), problem)
+    with _orbax_is_silent():
+        manager = ocp.CheckpointManager(folder, options=options, handler_registry=_handlers())
+        try:
+            yield manager
+        except BaseException:
+            problem = _settle(manager)
+            if problem:
+                warn(f"a checkpoint could not be saved in {folder} ({problem})")
+            manager.close()
+            raise
+        problem = _settle(manager)
+        manager.close()
+        if problem:
+            raise UserError(f"the last checkpoint could not be saved in {folder} ({problem})")
 
 
 def save(manager, state: Any, knn_top1: float | None = None) -> None:
-    """Starts saving `state` under its step, in the background.
+    """Starts saving `state` under its step, in the background, on process 0.
+
+    What goes wrong (a full disk, a folder that is gone) is said on one line; nothing is raised, and
+    the next call tries again.
 
     Args:
       manager: from `open_manager`.
       state: TrainState.
       knn_top1: the newest kNN accuracy in [0, 1], by which the best checkpoint is kept.
     """
-    step = int(state.step)
-    if step in manager.all_steps():
+    if jax.process_index() > 0:
         return
-    metrics = None if knn_top1 is None else {"knn_top1": knn_top1}
-    arguments = ocp.args.Composite(state=ocp.args.StandardSave(state))
-    manager.save(step, args=arguments, metrics=metrics)
+    step = int(state.step)
+    _settle(manager)  # what failed before was said when it did
+    problem = _start(manager, state, step, knn_top1)
+    if problem:
+        _say_not_saved(manager, step, problem)
+    else:
+        name = _watch_name(manager)
+        threading.Thread(target=_watch, args=(manager, step), name=name, daemon=True).start()
+
+
+def save_last(manager, state: Any, knn_top1: float | None = None) -> None:
+    """Saves `state` and returns when it is on disk; every process calls it.
+
+    Where that fails it is tried again for ten minutes (`WAITS`): at the end of a run, or when it is
+    asked to stop, there is no later save.
+
+    Args:
+      manager, state, knn_top1: as for `save`.
+
+    Raises:
+      UserError: it could not be saved in all that time.
+    """
+    step = int(state.step)
+    for wait in (*WAITS, None):
+        problem = None
+        if jax.process_index() == 0:
+            _settle(manager)
+            problem = _start(manager, state, step, knn_top1) or _settle(manager)
+        if not parallel.from_first(problem is not None):
+            return
+        if wait is None:
+            why = f" ({problem})" if problem else ""
+            raise UserError(
+                f"checkpoint {manager.directory / str(step)} could not be saved for "
+                f"{sum(WAITS) / 60:.0f} minutes{why}; when it can, the same command continues from "
+                "the checkpoint before"
+            )
+        if problem:
+            warn(
+                f"checkpoint {manager.directory / str(step)} is not saved ({problem}); "
+                f"trying again in {wait} s"
+            )
+        time.sleep(wait)
+
+
+def newest(manager, *, read_only: bool = False) -> int | None:
+    """The newest checkpoint that is whole; every process calls it and gets the same answer.
+
+    Process 0 verifies: it reads all files and compares them with the manifest. A damaged checkpoint
+    is named on the console and set aside (renamed to `<step>.damaged`), and the one before is
+    looked at. One without a manifest, which an older version made, is used and said to be so.
+
+    Args:
+      manager: from `open_manager`.
+      read_only: damaged ones are named and passed over, not renamed. The run may be training.
+
+    Returns:
+      its step; None where there never was a checkpoint.
+
+    Raises:
+      UserError: there were some and none is whole.
+    """
+    folder = pathlib.Path(manager.directory)
+    found, problem = -1, None
+    if jax.process_index() == 0:
+        try:
+            found = _choose(folder, read_only)
+            if not read_only:
+                manager.reload()  # to forget what was set aside
+        except (OSError, UserError) as error:
+            found, problem = -2, error
+    found = parallel.from_first(found)
+    if problem is not None:
+        raise problem
+    if found == -2:
+        raise UserError(f"process 0 finds no checkpoint in {folder} that can be read")
+    return None if found == -1 else found
+
+
+def read_newest(manager, read: Callable[[int], Any]) -> tuple[Any, int] | None:
+    """Reads the newest whole checkpoint of a run that may be training meanwhile.
+
+    Args:
+      manager: from `open_manager(read_only=True)`.
+      read: step -> what is wanted of it.
+
+    Returns:
+      (what `read` returned, step); None where there is no checkpoint.
+
+    Raises:
+      UserError: none is whole; or the run deletes them faster than they are read.
+      whatever `read` raises.
+    """
+    folder = pathlib.Path(manager.directory)
+    for _ in range(SPARED):
+        step = newest(manager, read_only=True)
+        if step is None:
+            return None
+        value = problem = None
+        try:
+            value = read(step)
+        except Exception as error:
+            problem = error
+        # The run keeps its newest few. Had this one been deleted under our hands, chunks not found
+        # would have been read as zeros.
+        gone = _damage(folder / str(step), contents=False) is not None
+        if not parallel.any_process(gone):
+            if problem is not None:
+                raise problem
+            return value, step
+    raise UserError(f"{folder} changes faster than it is read; try again when the run has ended")
 
 
 def restore(manager, step: int, like: Any) -> Any:
@@ -72,7 +275,10 @@ def restore(manager, step: int, like: Any) -> Any:
     """
     target = abstract(like)
     try:
-        read = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        arguments = ocp.args.PyTreeRestore(
+            item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
+        )
+        read = ocp.args.Composite(state=arguments)
         return manager.restore(step, args=read).state
     except Exception as error:
         first = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
@@ -107,7 +313,8 @@ def restore_part(manager, step: int, like: Any, select: Callable[[Any], Any]) ->
         if id(leaf) in picked
     }
     path = manager.directory / str(step) / "state"
-    with ocp.PyTreeCheckpointer() as reader:
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
+    with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
         stored = reader.metadata(path).item_metadata.tree
         shapes = {_name(p): tuple(m.shape) for p, m in jax.tree_util.tree_leaves_with_path(stored)}
         for leaf in jax.tree.leaves(wanted):
@@ -133,6 +340,196 @@ def restore_part(manager, step: int, like: Any, select: Callable[[Any], Any]) ->
     return jax.tree.map(
         lambda leaf: functools.reduce(lambda d, k: d[k], names[id(leaf)].split("/"), read), wanted
     )
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """This process as if there were no others."""
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=None,  # no process waits for, or checks, what another one wrote
+        active_processes={me},
+        barrier_sync_key_prefix=f"process{me}",
+    )
+
+
+def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
+    """How the item 'state' of a checkpoint is written and read."""
+    arrays = ocp.type_handlers.ArrayHandler(
+        primary_host=None,
+        use_replica_parallel=False,  # else every process would have to write a part
+        array_metadata_store=array_metadata_store.Store(),  # as Orbax has it: kinds of random keys
+    )
+    state = ocp.PyTreeCheckpointHandler(
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, arrays)),
+        multiprocessing_options=_alone(),
+    )
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    registry.add("state", ocp.args.PyTreeSave, state)
+    registry.add("state", ocp.args.PyTreeRestore, state)
+    return registry
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    """Steps of the finished checkpoints, oldest first."""
+    try:
+        names = [f.name for f in folder.iterdir() if f.is_dir()]
+    except FileNotFoundError:
+        return []
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+
+
+def _choose(folder: pathlib.Path, read_only: bool) -> int:
+    """See `newest`; -1 where there never was a checkpoint."""
+    passed_over: list[int] = []
+    while True:
+        listed = _steps(folder)
+        left = [step for step in listed if step not in passed_over]
+        if not left:
+            break
+        step = folder / str(left[-1])
+        problem = _damage(step)
+        if problem is None:
+            if not manifest.exists(step):
+                warn(f"checkpoint {step} has no checksums (an older version made it): not verified")
+            return left[-1]
+        if not read_only:
+            _set_aside(step, problem)
+        elif _steps(folder) == listed:  # else the run has gone on, and may have deleted it
+            warn(f"checkpoint {step} is damaged: {problem}; passed over")
+            passed_over.append(left[-1])
+    aside = [f.name for f in folder.glob("*.damaged*")] if folder.is_dir() else []
+    if not passed_over and not aside:
+        return -1
+    raise UserError(
+        f"every checkpoint in {folder} is damaged; put back a copy of one, or delete that folder "
+        "to begin again at step 0"
+    )
+
+
+def _damage(step: pathlib.Path, under: str = "", contents: bool = True) -> str | None:
+    """`manifest.damage`; a step that an older version saved has no manifest and passes."""
+    if manifest.exists(step):
+        return manifest.damage(step, under, contents)
+    try:
+        about = json.loads((step / "_CHECKPOINT_METADATA").read_text())
+        marked = MARK.items() <= (about.get("custom_metadata") or {}).items()
+    except FileNotFoundError:
+        return "_CHECKPOINT_METADATA is missing"
+    except (ValueError, AttributeError, RecursionError):
+        return "_CHECKPOINT_METADATA is damaged"
+    return f"{manifest.NAME} is missing" if marked else None
+
+
+def _set_aside(step: pathlib.Path, problem: str) -> None:
+    """Renames a damaged step, so that it is none any more.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    names = (f"{step.name}.damaged{n}" for n in ("", *(f".{k}" for k in range(1, 1000))))
+    aside = next(step.with_name(name) for name in names if not step.with_name(name).exists())
+    try:
+        step.rename(aside)
+    except OSError as error:
+        raise UserError(
+            f"checkpoint {step} is damaged ({problem}) and cannot be renamed to {aside.name}: "
+            f"{error.strerror}"
+        ) from error
+    warn(f"checkpoint {step} is damaged: {problem}; set aside as {aside.name}")
+
+
+def _start(manager, state: Any, step: int, knn_top1: float | None) -> str | None:
+    """Starts a save; returns what went wrong already, on one line, or None."""
+    folder = pathlib.Path(manager.directory)
+    if not folder.is_dir():
+        # Not made anew: where a mount is lost, its empty mount point would fill up instead.
+        return f"{folder} is gone"
+    if step in manager.all_steps():
+        return None
+    metrics = None if knn_top1 is None else {"knn_top1": knn_top1}
+    arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state))
+    try:
+        manager.save(step, args=arguments, metrics=metrics, custom_metadata=MARK, force=True)
+    except Exception as error:
+        _forget(manager)
+        return _line(error)
+    return None
+
+
+def _settle(manager) -> str | None:
+    """Waits for the save in progress; returns what went wrong, on one line, or None."""
+    problem = None
+    try:
+        manager.wait_until_finished()
+    except Exception as error:
+        problem = _line(error)
+    for thread in threading.enumerate():  # before another save writes where it deletes
+        if thread.name == _watch_name(manager):
+            thread.join()
+    if problem:
+        _forget(manager)
+    return problem
+
+
+def _forget(manager) -> None:
+    """Deletes what a failed save left, and lets Orbax look again which steps there are."""
+    _clean(pathlib.Path(manager.directory))
+    with contextlib.suppress(Exception):
+        manager.reload()
+
+
+def _watch(manager, step: int) -> None:
+    """Waits for a save, in a thread of its own; if it fails, says so at once and frees the disk."""
+    try:
+        manager.wait_until_finished()
+    except Exception as error:
+        _clean(pathlib.Path(manager.directory))
+        _say_not_saved(manager, step, _line(error))
+
+
+def _watch_name(manager) -> str:
+    return f"watch {manager.directory}"
+
+
+def _say_not_saved(manager, step: int, problem: str) -> None:
+    warn(
+        f"checkpoint {manager.directory / str(step)} is not saved ({problem}); training goes on, "
+        "and the next one is tried as usual"
+    )
+
+
+def _clean(folder: pathlib.Path) -> None:
+    """Deletes half-written checkpoints."""
+    for left in folder.glob(f"*{TEMPORARY}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _line(error: BaseException) -> str:
+    """What went wrong, short: TensorStore wraps 'No space left on device' in a page of text."""
+    text = " ".join(str(error).split())
+    reasons = (os.strerror(number) for number in DISK_ERRORS)
+    return next((r for r in reasons if r in text), f"{type(error).__name__}: {text[:200]}")
+
+
+@contextlib.contextmanager
+def _orbax_is_silent():
+    """Within it Orbax and TensorStore print nothing: their errors are raised besides."""
+
+    def others(record):
+        return "/orbax/" not in record.pathname
+
+    def hook(seen):  # TensorStore's other writes, when one has failed
+        if str(seen.exc_value) != "Event loop is closed":
+            before(seen)
+
+    logger, before = logging.getLogger("absl"), sys.unraisablehook
+    logger.addFilter(others)
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)
+        sys.unraisablehook = before
 
 
 def abstract(tree: Any) -> Any:

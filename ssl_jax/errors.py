@@ -1,4 +1,6 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and lines that stop nothing."""
+
+import sys
 
 
 class UserError(Exception):
@@ -22,3 +24,11 @@ def near_misses(name: str, known) -> str:
     if close:
         return f" Did you mean {' or '.join(close)}?"
     return f" Known: {', '.join(known)}."
+
+
+def warn(text: str) -> None:
+    """Writes one line to stderr, above a progress bar where there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(" ".join(text.split()), file=sys.stderr)
+    sys.stderr.flush()

@@ -199,12 +199,15 @@ def like(e: Experiment) -> TrainState:
 
 
 def begin(e: Experiment, manager) -> tuple[TrainState, int]:
-    """A fresh state, or the newest checkpoint's.
+    """A fresh state, or that of the newest checkpoint that is whole.
 
     Returns:
       (state on all devices, steps done).
+
+    Raises:
+      UserError: every checkpoint is damaged, or they are of another model.
     """
-    latest = manager.latest_step()
+    latest = checkpoint.newest(manager)
     if latest is None:
         return e.create(jax.random.key(e.config.seed)), 0
     state = checkpoint.restore(manager, latest, like(e))

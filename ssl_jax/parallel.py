@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -247,6 +248,20 @@ def put_whole(x: Any, mesh: Mesh) -> Any:
     return jax.tree.map(
         lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__), x
     )
+
+
+def from_first(number: int) -> int:
+    """Process 0's number on every process; all of them call it (`broadcast_one_to_all`)."""
+    if jax.process_count() == 1:
+        return int(number)
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def any_process(flag: bool) -> bool:
+    """Whether `flag` holds on any process; all of them call it (`process_allgather`)."""
+    if jax.process_count() == 1:
+        return bool(flag)
+    return bool(multihost_utils.process_allgather(np.int32(flag)).any())
 
 
 def fetch(x: Any, mesh: Mesh) -> Any:

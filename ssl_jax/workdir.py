@@ -3,6 +3,7 @@
 config.json  metrics.jsonl  events.*  checkpoints/  report/  result.json
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -46,8 +47,10 @@ def write_config(folder: pathlib.Path, saved: Saved) -> None:
 def read_config(folder: pathlib.Path) -> Saved | None:
     """Reads config.json; None where there is none.
 
+    It is data and nothing else: whatever it holds, none of it is run.
+
     Raises:
-      UserError: the file is damaged.
+      UserError: the file is damaged, or cannot be read.
     """
     file = folder / "config.json"
     if not file.is_file():
@@ -55,20 +58,24 @@ def read_config(folder: pathlib.Path) -> Saved | None:
     try:
         content = json.loads(file.read_text())
         config = configs.from_json(json.dumps(content["config"]))
+        _check(config, content["run"], content["cpu_devices"])
         return Saved(config, Run(**content["run"]), content["cpu_devices"])
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{file} is damaged ({type(error).__name__}: {error}); use another --workdir, "
+            f"{file} is damaged ({type(error).__name__}: {_short(error)}); use another --workdir, "
             "or put the file back"
         ) from error
 
 
 def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
-    """Reads result.json; None where there is none or it is torn."""
+    """Reads result.json; None where there is none, or it is torn or no result."""
     try:
-        return json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
+        content = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError, RecursionError):
         return None
+    return content if isinstance(content, dict) and "fingerprint" in content else None
 
 
 def write_json(file: pathlib.Path, content: dict[str, Any]) -> None:
@@ -83,6 +90,38 @@ def write_json(file: pathlib.Path, content: dict[str, Any]) -> None:
         beside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
         os.replace(beside, file)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise UserError(
             f"cannot write {file}: {error.strerror}; choose another --workdir"
         ) from error
+
+
+def _check(config: ConfigDict, run: Any, cpu_devices: Any) -> None:
+    """The fields that every config has must be of the kind that they are by default.
+
+    Raises:
+      TypeError: the first that is not. (One that is missing may be newer than the run.)
+    """
+    for name, default in configs.defaults().items():
+        if isinstance(default, ConfigDict) and name in config:
+            if not isinstance(config[name], ConfigDict):
+                raise TypeError(f"{name} is {config[name]!r:.50}")
+            for inner, kind in default.items():
+                _same_kind(f"{name}.{inner}", config[name].get(inner), kind)
+        else:
+            _same_kind(name, config.get(name), default)
+    for name, value in {**run, "cpu_devices": cpu_devices}.items():
+        if type(value) is not int or not 0 < value < 2**63:
+            raise TypeError(f"{name} is not a count")
+
+
+def _same_kind(name: str, value: Any, default: Any) -> None:
+    """A number where a number belongs, and so on; None stands for a placeholder, and passes."""
+    kind = next((k for k in (bool, (int, float), str, tuple) if isinstance(default, k)), None)
+    if kind is not None and value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} is {value!r:.50}")
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -218,7 +218,9 @@ def restore(
         s.params, s.state
     ),
 ) -> Restored:
-    """Reads the encoder, and only it, from the newest checkpoint of a run.
+    """Reads the encoder, and only it, from the newest checkpoint of a run that is whole.
+
+    Nothing in the run's folder is changed, and the run may be training meanwhile.
 
     Args:
       folder: the run's workdir.
@@ -226,22 +228,32 @@ def restore(
       select: (method, whole state) -> the leaves to read instead of the encoder's.
 
     Raises:
-      UserError: no such run, no checkpoint, or one of another model.
+      UserError: no such run, no checkpoint, none that is whole, or one of another model.
     """
     saved = workdir.read_config(folder)
     if saved is None:
         raise UserError(f"--config.checkpoint: there is no run in {folder} (no config.json)")
-    method, create = creation(saved)
+    try:
+        method, create = creation(saved)
+        shapes = jax.eval_shape(create, jax.random.key(0))
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{folder / 'config.json'} describes no model of this version "
+            f"({type(error).__name__}: {reason})"
+        ) from error
     whole = parallel.replicated(mesh)
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-        jax.eval_shape(create, jax.random.key(0)),
-    )
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
     with checkpoint.open_manager(folder / "checkpoints", 1, read_only=True) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise UserError(f"--config.checkpoint: {folder} has no finished checkpoint yet")
-        picked = checkpoint.restore_part(manager, step, like, lambda s: select(method, s))
+        found = checkpoint.read_newest(
+            manager,
+            lambda step: checkpoint.restore_part(manager, step, like, lambda s: select(method, s)),
+        )
+    if found is None:
+        raise UserError(f"--config.checkpoint: {folder} has no finished checkpoint yet")
+    picked, step = found
     return Restored(saved, step, picked)
 
 

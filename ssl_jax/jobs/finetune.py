@@ -174,7 +174,7 @@ def finetune(config: ConfigDict, o: probing.Opened) -> dict[str, Any]:
         claim(config, o, plan.facts, manager)
         state, start = begin(config, o, plan, manager)
         state, done = learn(config, o, plan, state, start, manager)
-        checkpoint.save(manager, state)
+        checkpoint.save_last(manager, state)
     if done < plan.facts.total_steps:
         if leader:
             print(f"stopped and saved at step {done}; the same command continues")
@@ -369,7 +369,7 @@ def begin(config: ConfigDict, o: probing.Opened, plan: Plan, manager) -> tuple[T
       UserError: `fresh` names no parameter.
     """
     whole = parallel.replicated(o.mesh)
-    latest = manager.latest_step()
+    latest = checkpoint.newest(manager)
     if latest is not None:
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),

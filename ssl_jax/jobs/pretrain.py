@@ -73,7 +73,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
             experiment = experiment._replace(step=compiling.result())
         parallel.meet(f"begin/{folder}")
         state, done, knn_top1 = learn(experiment, state, start, manager, folder)
-        checkpoint.save(manager, state, knn_top1)
+        checkpoint.save_last(manager, state, knn_top1)
     if done < experiment.run.total_steps:
         if leader:
             print(f"stopped and saved at step {done}; the same command continues")

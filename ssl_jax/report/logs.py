@@ -9,12 +9,74 @@ import json
 import math
 import os
 import pathlib
+import socket
+import struct
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, warn
+
+
+class Tail:
+    """A file that is appended to, and no reason to stop: what the disk does not take waits.
+
+    The first failure is said on one line. What is waiting goes before whatever is written next,
+    from the byte where the disk stopped, so that no line is lost or torn while the process lives.
+
+    Args:
+      path: the file; made when missing, in a folder that is there.
+
+    Raises:
+      OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._path, self._waiting, self._failing = path, b"", False
+        self._file: int | None = None
+        self._open()
+
+    def _open(self):
+        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def write(self, data: bytes) -> None:
+        """Appends `data`, after all that is still waiting."""
+        self._waiting += data
+        try:
+            if self._file is None:
+                self._open()
+            while self._waiting:
+                self._waiting = self._waiting[os.write(self._file, self._waiting) :]
+        except OSError as error:
+            self._shut()  # a lost mount that is back needs a new handle
+            if not self._failing:
+                warn(
+                    f"cannot write {self._path} ({error.strerror}); training goes on, what is "
+                    "logged waits in memory"
+                )
+            self._failing = True
+            return
+        if self._failing:
+            warn(f"{self._path} is written again, with all that was waiting")
+        self._failing = False
+
+    def close(self) -> None:
+        """Tries once more, and says what is lost."""
+        if self._waiting:
+            self.write(b"")
+        if self._waiting:
+            warn(f"{self._path} lacks its last {len(self._waiting):,} bytes")
+        self._shut()
+
+    def _shut(self):
+        if self._file is not None:
+            try:
+                os.close(self._file)
+            except OSError:
+                pass
+        self._file = None
 
 
 class Metrics:
@@ -36,20 +98,19 @@ class Metrics:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
                 _keep_before(self.path, step)
-            self._file = open(self.path, "a", encoding="utf-8")
+            self._file = Tail(self.path)
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from error
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Appends one line and flushes it.
+        """Appends one line; where the disk does not take it, it waits (see `Tail`).
 
         Args:
           step: optimizer steps done.
           metrics: flat mapping; values are numbers, scalar arrays (NumPy or JAX; reading one
             waits for it), strings, booleans or None.
         """
-        self._file.write(_line(step, metrics) + "\n")
-        self._file.flush()
+        self._file.write(f"{_line(step, metrics)}\n".encode())
 
     def close(self) -> None:
         self._file.close()
@@ -62,28 +123,57 @@ class Metrics:
 
 
 class Events:
-    """Scalars as TensorBoard events, through tensorboardX; a context manager.
+    """Scalars as TensorBoard events; a context manager.
+
+    tensorboardX gives the formats. Its writer is not used: its thread dies of a full disk, and
+    training would then wait for ever at its queue.
 
     Args:
       folder: where the event file goes.
       step: first step that this run will write; on a resume, TensorBoard hides what an earlier
         run wrote at or after it.
+
+    Raises:
+      UserError: the file cannot be written.
     """
 
     def __init__(self, folder: str | os.PathLike, step: int = 0):
-        import tensorboardX
+        from tensorboardX.proto import event_pb2
 
-        self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=step or None)
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        path = pathlib.Path(folder) / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = Tail(path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        self._add(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if step:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._add(event_pb2.Event(wall_time=time.time(), step=step, session_log=start))
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Adds every numeric value of `metrics` at `step`; strings and None are passed over."""
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+
         for name, value in metrics.items():
             value = _plain(value)
             if isinstance(value, (int, float)):
-                self._writer.add_scalar(name, value, step)
+                summary = scalar(name, value)
+                self._add(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+
+    def _add(self, event) -> None:
+        """A TFRecord: length, its CRC, data, their CRC."""
+        from tensorboardX.record_writer import masked_crc32c
+
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        checks = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
+        self._file.write(length + checks[0] + data + checks[1])
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
     def __enter__(self):
         return self
