@@ -198,7 +198,7 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
             ),
         )
         if failed:
-            checkpoint.save(manager, state)
+            checkpoint.save_last(manager, state)
             if isinstance(failed[0], Lost):
                 more = f"saved at step {done}; the same command continues"
                 raise Lost(f"{failed[0]} {more}") from failed[0]
