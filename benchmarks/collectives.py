@@ -1,0 +1,378 @@
+"""What a compiled step sends between devices: every collective, its arrays and their bytes.
+
+    python -m benchmarks.collectives [--methods simclr moco_v2] [--devices 8] [--preset imagenet]
+                                     [--modes shard_map] [--details] [--out FILE]
+
+Compiles the step of each method for fake CPU devices and reads its optimised HLO. Shapes alone are
+needed and nothing is executed, so that ImageNet's configs go through in some seconds of a core and
+2 GB of memory each. The batch is the preset's, or the least one above it that the devices can
+share (`Method.block`). Prints a table in Markdown; the last column is the largest array that is no
+gradient, against the smallest view of a device's own images.
+
+Bytes are those of the whole array: of an all-reduce the array itself, of an all-gather its result,
+of a reduce-scatter its argument. A ring sends (n − 1)/n of that from every device for a gather or a
+scatter and twice as much for an all-reduce.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+PARTS = ("gradients", "BatchNorm", "embeddings", "statistics", "queue", "metrics")
+# Which source file a collective comes from -> what it carries; others: see `part`.
+FILES = {
+    "models/norm.py": "BatchNorm",
+    "losses/spread.py": "metrics",
+    "train/queue.py": "queue",
+    "losses/instance.py": "queue",  # NPID's memory bank
+    "methods/deepcluster_v2.py": "queue",
+    "methods/sela_v2.py": "queue",
+}
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
+
+
+class Collective(NamedTuple):
+    """One array of one collective operation.
+
+    Attributes:
+      kind: of KINDS.
+      operation: name in the HLO; the arrays of a joined operation share it.
+      dtype: as HLO writes it: f32, u8.
+      shape: of the whole array, see above.
+      times: how often a step sends it; more than 1 inside a loop.
+      source: file of the package that asks for it, or '' if none is known.
+      name: JAX's name of the operation.
+    """
+
+    kind: str
+    operation: str
+    dtype: str
+    shape: tuple[int, ...]
+    times: int
+    source: str
+    name: str
+
+
+def elements(c: Collective) -> int:
+    """Numbers in the array."""
+    return math.prod(c.shape)
+
+
+def size(c: Collective) -> int:
+    """Bytes of the array, as often as a step sends it."""
+    return elements(c) * BYTES[c.dtype] * c.times
+
+
+def part(c: Collective) -> str:
+    """What the array carries, of PARTS.
+
+    gradients: of the parameters; BatchNorm: means and mean squares and their gradients; embeddings:
+    rows of all devices that a loss compares, and the way back of their gradients; statistics: sums
+    over the rows, as a centre or a cross-correlation; queue: what enters a queue or a memory bank;
+    metrics: the loss, numbers to be logged, the monitor of collapse.
+    """
+    if c.source in FILES:
+        return FILES[c.source]
+    if c.kind != "all-reduce":
+        return "embeddings"
+    if not c.shape:
+        return "metrics"
+    return "gradients" if c.source == "train/step.py" else "statistics"
+
+
+def read(text: str, devices: int) -> list[Collective]:
+    """All collectives in the text of an optimised HLO module.
+
+    Args:
+      text: `compiled.as_text()`.
+      devices: of the mesh; every collective is over all of them.
+
+    Raises:
+      ValueError: a collective in a loop whose length the text does not tell.
+    """
+    source_of, times_of = sources(text), repetitions(text)
+    found, labels, computation = [], {}, ""
+    instruction = re.compile(
+        rf"^\s+(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ({'|'.join(KINDS)})(?:-start)?\("
+    )
+    element = re.compile(r"^\s+(?:ROOT )?%\S+ = \S+ get-tuple-element\(.*?%(\S+)\), index=(\d+)")
+    for line in text.splitlines():
+        computation = opened(line) or computation
+        if match := element.match(line):  # a joined operation's arrays keep their own names here
+            labels[match[1], int(match[2])] = metadata(line)
+        elif match := instruction.match(line):
+            operation, shapes, kind = match.groups()
+            arrays = re.findall(r"([a-z]+\d*)\[([\d,]*)\]", shapes)
+            for i, (dtype, dimensions) in enumerate(arrays):
+                shape = tuple(int(d) for d in dimensions.split(",") if d)
+                if kind == "reduce-scatter":  # what is written is the share of one device
+                    along = int(re.search(r"dimensions=\{(\d+)\}", line)[1])
+                    shape = tuple(d * devices if j == along else d for j, d in enumerate(shape))
+                times = times_of.get(computation, 1)
+                if times is None:
+                    raise ValueError(f"{operation} is in a loop of unknown length")
+                found.append((kind, operation, dtype, shape, times, i, metadata(line)))
+    collectives = []
+    for kind, operation, dtype, shape, times, i, own in found:
+        name, frame = labels.get((operation, i), own)
+        collectives.append(
+            Collective(kind, operation, dtype, shape, times, source_of.get(frame, ""), name)
+        )
+    return collectives
+
+
+def opened(line: str) -> str | None:
+    """Name of the computation that a line of HLO opens."""
+    match = re.match(r"(?:ENTRY )?%(\S+) \(.*\{\s*$", line)
+    return match and match[1]
+
+
+def metadata(line: str) -> tuple[str, int]:
+    """(JAX's name, number of the stack frame) of an instruction; ('', 0) where there is none."""
+    name = re.search(r'op_name="([^"]*)"', line)
+    frame = re.search(r"stack_frame_id=(\d+)", line)
+    return (name[1] if name else "", int(frame[1]) if frame else 0)
+
+
+def repetitions(text: str) -> dict[str, int | None]:
+    """How often a step runs each computation: 1, or more in loops; None if that is unknown.
+
+    Of a conditional every branch counts as taken.
+    """
+    calls: dict[str, list[tuple[str, int | None]]] = {}
+    computation, entry = "", ""
+    for line in text.splitlines():
+        if name := opened(line):
+            computation = name
+            calls[computation] = []
+            entry = name if line.startswith("ENTRY") else entry
+            continue
+        loop = re.search(r"\bwhile\(", line)
+        count = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+        times = (int(count[1]) if count else None) if loop else 1
+        named = re.findall(
+            r"(?:body|to_apply|calls|true_computation|false_computation)=%([\w.\-]+)", line
+        )
+        for branches in re.findall(r"branch_computations=\{([^}]*)\}", line):
+            named += re.findall(r"%([\w.\-]+)", branches)
+        calls.get(computation, []).extend((callee, times) for callee in named)
+
+    found: dict[str, int | None] = {}
+
+    def visit(name, times):
+        found[name] = times
+        for callee, factor in calls.get(name, ()):
+            visit(callee, None if times is None or factor is None else times * factor)
+
+    visit(entry, 1)
+    return found
+
+
+def sources(text: str) -> dict[int, str]:
+    """Number of a stack frame -> the innermost file of the package in it, below parallel.py."""
+    tables: dict[str, dict[int, str]] = {}
+    title = None
+    for line in text.splitlines():
+        if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
+            title = tables.setdefault(line, {})
+        elif title is not None and (match := re.match(r"(\d+) (.*)$", line)):
+            title[int(match[1])] = match[2]
+        elif opened(line):
+            break
+    field = re.compile(r"(\w+)=(\d+)")
+    places = {i: dict(field.findall(x)) for i, x in tables.get("FileLocations", {}).items()}
+    frames = {i: dict(field.findall(x)) for i, x in tables.get("StackFrames", {}).items()}
+    # Frames count from 1. XLA writes a parent's number plus one, so that 1 is none.
+    shift = int(frames.get(1, {}).get("parent_frame_id") == "1")
+
+    def source(i):
+        while i in frames:
+            place = places[int(frames[i]["file_location_id"])]
+            file = inside(tables["FileNames"][int(place["file_name_id"])].strip('"'))
+            if file and file != "parallel.py":
+                return file
+            i = int(frames[i].get("parent_frame_id", 0)) - shift
+        return ""
+
+    return {i: source(i) for i in frames}
+
+
+def inside(path: str) -> str:
+    """'losses/infonce.py' from the path of a file of the package, '' for any other.
+
+    (By name: a compilation cache may hold the path of another checkout.)
+    """
+    import ssl_jax
+
+    rest = path.rpartition("/ssl_jax/")[2]
+    return rest if (pathlib.Path(ssl_jax.__file__).parent / rest).is_file() else ""
+
+
+def prepare(name: str, preset: str, devices: int, mode: str):
+    """The experiment of a preset on noise, as many images as ImageNet has, without data on disk.
+
+    Returns:
+      ssl_jax.experiment.Experiment; its batch is a multiple of what the devices can share.
+    """
+    from ssl_jax import config as configs
+    from ssl_jax import experiment, host
+    from ssl_jax.methods import METHODS
+    from ssl_jax.methods.protocol import Run
+
+    c, _ = configs.load(f"configs/{name}.py:{preset}")
+    c.data.source, c.data.classes, c.evaluate.split = "synthetic", 0, "holdout"
+    c.data.examples = 1_281_167 if preset == "imagenet" else 4_000
+    c.cpu_devices, c.parallel, c.compile_cache = devices, mode, ""
+    facts = Run(c.data.examples, c.batch, c.data.examples // c.batch, 100)
+    shared = devices * METHODS[name](c, facts).block * c.accumulate
+    c.batch = -(-c.batch // shared) * shared
+    return experiment.assemble(c, host.Cluster(1, 0, 1), None)
+
+
+def compile_text(e) -> str:
+    """The optimised HLO of an experiment's step."""
+    import jax
+
+    from ssl_jax import experiment, parallel
+
+    c, b = e.config, e.config.batch // e.config.accumulate
+    rows = {"image": ((b, *e.train.shape), "uint8"), "index": ((b,), "int32")}
+    rows["label"] = rows["index"]
+    batch = {
+        k: jax.ShapeDtypeStruct((c.accumulate, *shape), dtype) for k, (shape, dtype) in rows.items()
+    }
+    batch = parallel.like_batch(batch, e.mesh, c.parallel)
+    # No time for code that never runs; what is sent is settled before it is made.
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return e.step.lower(experiment.like(e), batch).compile(compiler_options=quick).as_text()
+
+
+def largest_allowed(config: Any, devices: int) -> int:
+    """Numbers in the smallest view of the images of one device: nothing sent may have as many.
+
+    Gradients aside, whose size has nothing to do with images.
+
+    Args:
+      config: of a run; `config.views`, `config.batch` and `config.data.channels` count.
+      devices: of the mesh.
+    """
+    sides = [view.size for view in config.views.values() if view.get("size")]
+    side = min([config.data.size, *sides])
+    return config.batch // config.accumulate // devices * side**2 * config.data.channels
+
+
+def image_sized(found: Iterable[Collective], limit: int) -> list[Collective]:
+    """The collectives, gradients aside, that carry as many numbers as `limit`, or bytes of uint8.
+
+    Images are the only uint8 arrays of a step: any number of them is too many.
+    """
+    return [
+        c for c in found if part(c) != "gradients" and (elements(c) >= limit or c.dtype == "u8")
+    ]
+
+
+def summary(found: list[Collective]) -> dict[str, Any]:
+    """Operations and bytes by kind, and bytes by part."""
+    kinds = {}
+    for kind in KINDS:
+        some = [c for c in found if c.kind == kind]
+        if some:
+            kinds[kind] = {
+                "operations": len({c.operation for c in some}),
+                "arrays": len(some),
+                "bytes": sum(map(size, some)),
+                "dtypes": sorted({c.dtype for c in some}),
+            }
+    parts = {p: sum(size(c) for c in found if part(c) == p) for p in PARTS}
+    return {"kinds": kinds, "parts": {p: b for p, b in parts.items() if b}}
+
+
+def short(count: float) -> str:
+    """Bytes in three digits: '94.1 MB' (10⁶ bytes)."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            digits = max(0, 2 - int(math.log10(count / scale)))
+            return f"{count / scale:.{digits}f} {unit}"
+    return f"{count:.0f} B"
+
+
+def table(results: list[dict]) -> str:
+    """Markdown: a line for each method and mode."""
+    kinds = [k for k in KINDS if any(k in r["kinds"] for r in results)]
+    parts = [p for p in PARTS if any(p in r["parts"] for r in results)]
+    head = ["method", "mode", "batch", "parameters", *kinds, *parts, "largest beside gradients"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for r in results:
+        cells = [r["method"], r["mode"], f"{r['batch']:,}", short(r["parameter_bytes"])]
+        for kind in kinds:
+            k = r["kinds"].get(kind)
+            cells.append(f"{k['operations']} ({k['arrays']}): {short(k['bytes'])}" if k else "")
+        cells += [short(r["parts"][p]) if p in r["parts"] else "" for p in parts]
+        share = r["largest"] / r["limit"]
+        cells.append(f"{r['largest']:,} ({100 * share:.2g} % of a view)")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def measure(name: str, preset: str, devices: int, mode: str, details: bool = False) -> dict:
+    """What one method sends, in this process."""
+    import jax
+
+    e = prepare(name, preset, devices, mode)
+    found = read(compile_text(e), devices)
+    params = jax.eval_shape(e.create, jax.random.key(0)).params
+    limit = largest_allowed(e.config, devices)
+    if details:
+        for c in sorted(found, key=lambda c: (KINDS.index(c.kind), part(c), -size(c))):
+            shape = f"{c.dtype}[{','.join(map(str, c.shape))}]"
+            times = f" × {c.times}" if c.times > 1 else ""
+            print(f"  {c.kind:<19}{part(c):<12}{shape + times:<28}{c.source:<30}{c.name}")
+    return {
+        "method": name,
+        "preset": preset,
+        "mode": mode,
+        "devices": devices,
+        "batch": e.config.batch,
+        "parameter_bytes": sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(params)),
+        **summary(found),
+        "largest": max((elements(c) for c in found if part(c) != "gradients"), default=0),
+        "limit": limit,
+        "image_sized": [c._asdict() for c in image_sized(found, limit)],
+    }
+
+
+def main() -> None:
+    """Compiles the methods one after the other and prints the table."""
+    from ssl_jax.methods import METHODS
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--preset", default="imagenet")
+    parser.add_argument("--devices", type=int, default=8)
+    parser.add_argument("--modes", nargs="+", default=["shard_map"])
+    parser.add_argument("--details", action="store_true", help="every array on a line of its own")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON, added to after every method")
+    a = parser.parse_args()
+    results = json.loads(a.out.read_text()) if a.out and a.out.exists() else []
+    asked = [(name, a.preset, mode, a.devices) for name in a.methods for mode in a.modes]
+    done = {(r["method"], r["preset"], r["mode"], r["devices"]): r for r in results}
+    for key in asked:
+        if key not in done:
+            name, preset, mode, devices = key
+            done[key] = measure(name, preset, devices, mode, a.details)
+            if a.out:
+                a.out.write_text(json.dumps(list(done.values()), indent=1) + "\n")
+    chosen = [done[key] for key in asked]
+    print(f"\n{a.devices} devices, preset {a.preset}; operations (arrays): bytes of a step\n")
+    print(table(chosen))
+    bad = [f"{r['method']} ({r['mode']})" for r in chosen if r["image_sized"]]
+    print(f"\ncollectives of the size of images: {', '.join(bad) or 'none'}")
+
+
+if __name__ == "__main__":
+    main()
