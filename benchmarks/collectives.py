@@ -75,9 +75,14 @@ def part(c: Collective) -> str:
     rows of all devices that a loss compares, and the way back of their gradients; statistics: sums
     over the rows, as a centre or a cross-correlation; queue: what enters a queue or a memory bank;
     metrics: the loss, numbers to be logged, the monitor of collapse.
+
+    Under `jit` no line asks for a collective, the partitioner puts them where a sum over the rows
+    is: what a loss does to a parameter itself (prototypes) counts as statistics there.
     """
     if c.source in FILES:
         return FILES[c.source]
+    if c.source.startswith("models/") and "transpose(" in c.name:  # under jit
+        return "gradients"
     if c.kind != "all-reduce":
         return "embeddings"
     if not c.shape:
@@ -209,8 +214,8 @@ def inside(path: str) -> str:
     """
     import ssl_jax
 
-    rest = path.rpartition("/ssl_jax/")[2]
-    return rest if (pathlib.Path(ssl_jax.__file__).parent / rest).is_file() else ""
+    _, found, rest = path.rpartition("/ssl_jax/")
+    return rest if found and (pathlib.Path(ssl_jax.__file__).parent / rest).is_file() else ""
 
 
 def prepare(name: str, preset: str, devices: int, mode: str):
@@ -266,14 +271,29 @@ def largest_allowed(config: Any, devices: int) -> int:
     return config.batch // config.accumulate // devices * side**2 * config.data.channels
 
 
-def image_sized(found: Iterable[Collective], limit: int) -> list[Collective]:
-    """The collectives, gradients aside, that carry as many numbers as `limit`, or bytes of uint8.
+def besides_gradients(found: Iterable[Collective], params: Any) -> list[Collective]:
+    """The arrays that have the shape of no parameter, in whatever order of its dimensions."""
+    import jax
+
+    def sides(shape):
+        return tuple(sorted(d for d in shape if d > 1))
+
+    known = {sides(p.shape) for p in jax.tree.leaves(params)}
+    return [c for c in found if sides(c.shape) not in known]
+
+
+def image_sized(found: Iterable[Collective], limit: int, params: Any) -> list[Collective]:
+    """The collectives that carry as many numbers as `limit`, gradients aside, or bytes of uint8.
 
     Images are the only uint8 arrays of a step: any number of them is too many.
+
+    Args:
+      found: of `read`.
+      limit: of `largest_allowed`.
+      params: arrays or shapes of the parameters.
     """
-    return [
-        c for c in found if part(c) != "gradients" and (elements(c) >= limit or c.dtype == "u8")
-    ]
+    large = [c for c in besides_gradients(found, params) if elements(c) >= limit]
+    return large + [c for c in found if c.dtype == "u8" and c not in large]
 
 
 def summary(found: list[Collective]) -> dict[str, Any]:
@@ -340,9 +360,9 @@ def measure(name: str, preset: str, devices: int, mode: str, details: bool = Fal
         "batch": e.config.batch,
         "parameter_bytes": sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(params)),
         **summary(found),
-        "largest": max((elements(c) for c in found if part(c) != "gradients"), default=0),
+        "largest": max(map(elements, besides_gradients(found, params)), default=0),
         "limit": limit,
-        "image_sized": [c._asdict() for c in image_sized(found, limit)],
+        "image_sized": [c._asdict() for c in image_sized(found, limit, params)],
     }
 
 
