@@ -7,7 +7,7 @@ Compiles the step of each method for fake CPU devices and reads its optimised HL
 needed and nothing is executed, so that ImageNet's configs go through in some seconds of a core and
 2 GB of memory each. The batch is the preset's, or the least one above it that the devices can
 share (`Method.block`). Prints a table in Markdown; the last column is the largest array that is no
-gradient, against the smallest view of a device's own images.
+gradient, beside how many numbers the smallest view of a device's own images has.
 
 Bytes are those of the whole array: of an all-reduce the array itself, of an all-gather its result,
 of a reduce-scatter its argument. A ring sends (n − 1)/n of that from every device for a gather or a
@@ -87,7 +87,8 @@ def part(c: Collective) -> str:
         return "embeddings"
     if not c.shape:
         return "metrics"
-    return "gradients" if c.source == "train/step.py" else "statistics"
+    averaged = c.source == "train/step.py" and c.name.endswith("psum")
+    return "gradients" if averaged else "statistics"
 
 
 def read(text: str, devices: int) -> list[Collective]:
@@ -257,47 +258,51 @@ def compile_text(e) -> str:
     return e.step.lower(experiment.like(e), batch).compile(compiler_options=quick).as_text()
 
 
-def largest_allowed(config: Any, devices: int) -> int:
-    """Numbers in the smallest view of the images of one device: nothing sent may have as many.
+class Images(NamedTuple):
+    """How large images are.
 
-    Gradients aside, whose size has nothing to do with images.
+    Attributes:
+      pixels: numbers in one image, for every size that a step knows: as stored, and of every view.
+      rows: images on one device.
+    """
+
+    pixels: tuple[int, ...]
+    rows: int
+
+
+def images(config: Any, devices: int) -> Images:
+    """The sizes of a run's images.
 
     Args:
-      config: of a run; `config.views`, `config.batch` and `config.data.channels` count.
+      config: of the run; `views`, `batch`, `accumulate` and `data` count.
       devices: of the mesh.
     """
-    sides = [view.size for view in config.views.values() if view.get("size")]
-    side = min([config.data.size, *sides])
-    return config.batch // config.accumulate // devices * side**2 * config.data.channels
+    sides = {config.data.size, *(v.size for v in config.views.values() if v.get("size"))}
+    pixels = sorted(side**2 * config.data.channels for side in sides)
+    return Images(tuple(pixels), config.batch // config.accumulate // devices)
 
 
-def besides_gradients(found: Iterable[Collective], params: Any) -> list[Collective]:
-    """The arrays that have the shape of no parameter, in whatever order of its dimensions."""
-    import jax
+def image_sized(found: Iterable[Collective], own: Images) -> list[Collective]:
+    """The collectives that could carry the images of a device.
 
-    def sides(shape):
-        return tuple(sorted(d for d in shape if d > 1))
-
-    known = {sides(p.shape) for p in jax.tree.leaves(params)}
-    return [c for c in found if sides(c.shape) not in known]
-
-
-def image_sized(found: Iterable[Collective], limit: int, params: Any) -> list[Collective]:
-    """The collectives that carry as many numbers as `limit`, gradients aside, or bytes of uint8.
-
-    Images are the only uint8 arrays of a step: any number of them is too many.
-
-    Args:
-      found: of `read`.
-      limit: of `largest_allowed`.
-      params: arrays or shapes of the parameters.
+    Those that have as many numbers as the smallest view of them or more, and a whole number of
+    images, gradients aside; and anything of uint8, which nothing but images is. (A matrix of
+    d × d numbers, Barlow Twins', can be as large. It is no number of images.)
     """
-    large = [c for c in besides_gradients(found, params) if elements(c) >= limit]
-    return large + [c for c in found if c.dtype == "u8" and c not in large]
+    return [
+        c
+        for c in found
+        if c.dtype == "u8"
+        or (
+            part(c) != "gradients"
+            and elements(c) >= own.rows * own.pixels[0]
+            and any(elements(c) % p == 0 for p in own.pixels)
+        )
+    ]
 
 
 def summary(found: list[Collective]) -> dict[str, Any]:
-    """Operations and bytes by kind, and bytes by part."""
+    """Operations and bytes by kind, bytes by part, and numbers in the largest non-gradient."""
     kinds = {}
     for kind in KINDS:
         some = [c for c in found if c.kind == kind]
@@ -309,7 +314,11 @@ def summary(found: list[Collective]) -> dict[str, Any]:
                 "dtypes": sorted({c.dtype for c in some}),
             }
     parts = {p: sum(size(c) for c in found if part(c) == p) for p in PARTS}
-    return {"kinds": kinds, "parts": {p: b for p, b in parts.items() if b}}
+    return {
+        "kinds": kinds,
+        "parts": {p: b for p, b in parts.items() if b},
+        "largest": max((elements(c) for c in found if part(c) != "gradients"), default=0),
+    }
 
 
 def short(count: float) -> str:
@@ -323,35 +332,30 @@ def short(count: float) -> str:
 
 def table(results: list[dict]) -> str:
     """Markdown: a line for each method and mode."""
-    kinds = [k for k in KINDS if any(k in r["kinds"] for r in results)]
-    parts = [p for p in PARTS if any(p in r["parts"] for r in results)]
-    head = ["method", "mode", "batch", "parameters", *kinds, *parts, "largest beside gradients"]
+    found = [summary([Collective(*c) for c in r["collectives"]]) for r in results]
+    kinds = [k for k in KINDS if any(k in f["kinds"] for f in found)]
+    parts = [p for p in PARTS if any(p in f["parts"] for f in found)]
+    head = ["method", "mode", "batch", "parameters", *kinds, *parts, "largest, no gradient", "view"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for r in results:
+    for r, f in zip(results, found, strict=True):
         cells = [r["method"], r["mode"], f"{r['batch']:,}", short(r["parameter_bytes"])]
         for kind in kinds:
-            k = r["kinds"].get(kind)
+            k = f["kinds"].get(kind)
             cells.append(f"{k['operations']} ({k['arrays']}): {short(k['bytes'])}" if k else "")
-        cells += [short(r["parts"][p]) if p in r["parts"] else "" for p in parts]
-        share = r["largest"] / r["limit"]
-        cells.append(f"{r['largest']:,} ({100 * share:.2g} % of a view)")
+        cells += [short(f["parts"][p]) if p in f["parts"] else "" for p in parts]
+        own = Images(*r["images"])
+        cells += [f"{f['largest']:,}", f"{own.rows * own.pixels[0]:,}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def measure(name: str, preset: str, devices: int, mode: str, details: bool = False) -> dict:
+def measure(name: str, preset: str, devices: int, mode: str) -> dict:
     """What one method sends, in this process."""
     import jax
 
     e = prepare(name, preset, devices, mode)
     found = read(compile_text(e), devices)
     params = jax.eval_shape(e.create, jax.random.key(0)).params
-    limit = largest_allowed(e.config, devices)
-    if details:
-        for c in sorted(found, key=lambda c: (KINDS.index(c.kind), part(c), -size(c))):
-            shape = f"{c.dtype}[{','.join(map(str, c.shape))}]"
-            times = f" × {c.times}" if c.times > 1 else ""
-            print(f"  {c.kind:<19}{part(c):<12}{shape + times:<28}{c.source:<30}{c.name}")
     return {
         "method": name,
         "preset": preset,
@@ -359,11 +363,20 @@ def measure(name: str, preset: str, devices: int, mode: str, details: bool = Fal
         "devices": devices,
         "batch": e.config.batch,
         "parameter_bytes": sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(params)),
-        **summary(found),
-        "largest": max(map(elements, besides_gradients(found, params)), default=0),
-        "limit": limit,
-        "image_sized": [c._asdict() for c in image_sized(found, limit, params)],
+        "images": images(e.config, devices),
+        "collectives": found,
     }
+
+
+def details(result: dict) -> str:
+    """A line for every array."""
+    found = [Collective(*c) for c in result["collectives"]]
+    lines = []
+    for c in sorted(found, key=lambda c: (KINDS.index(c.kind), part(c), -size(c))):
+        shape = f"{c.dtype}[{','.join(map(str, c.shape))}]"
+        times = f" × {c.times}" if c.times > 1 else ""
+        lines.append(f"  {c.kind:<19}{part(c):<12}{shape + times:<28}{c.source:<30}{c.name}")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -384,13 +397,19 @@ def main() -> None:
     for key in asked:
         if key not in done:
             name, preset, mode, devices = key
-            done[key] = measure(name, preset, devices, mode, a.details)
+            done[key] = measure(name, preset, devices, mode)
             if a.out:
-                a.out.write_text(json.dumps(list(done.values()), indent=1) + "\n")
+                a.out.write_text(json.dumps(list(done.values())) + "\n")
+        if a.details:
+            print(f"{key}\n{details(done[key])}")
     chosen = [done[key] for key in asked]
     print(f"\n{a.devices} devices, preset {a.preset}; operations (arrays): bytes of a step\n")
     print(table(chosen))
-    bad = [f"{r['method']} ({r['mode']})" for r in chosen if r["image_sized"]]
+    bad = [
+        f"{r['method']} ({r['mode']})"
+        for r in chosen
+        if image_sized([Collective(*c) for c in r["collectives"]], Images(*r["images"]))
+    ]
     print(f"\ncollectives of the size of images: {', '.join(bad) or 'none'}")
 
 

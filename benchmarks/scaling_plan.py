@@ -20,7 +20,7 @@ import math
 import pathlib
 from typing import NamedTuple
 
-from benchmarks.collectives import prepare, short
+from benchmarks.collectives import Collective, prepare, short, summary
 
 DEVICES = (8, 64, 1024)
 EXAMPLES = 1_281_167  # of ImageNet-1k
@@ -226,10 +226,36 @@ def rest(sent: dict | None, batch: int) -> tuple[float, int]:
     if sent is None:
         return 0.0, 0
     grow = batch / sent["batch"]
-    parts = {k: b for k, b in sent["parts"].items() if k != "gradients"}
+    found = summary([Collective(*c) for c in sent["collectives"]])
+    parts = {k: b for k, b in found["parts"].items() if k != "gradients"}
     rows = sum(parts.pop(k, 0) for k in ("embeddings", "queue"))
-    operations = sum(k["operations"] for k in sent["kinds"].values())
+    operations = sum(k["operations"] for k in found["kinds"].values())
     return sum(parts.values()) + rows * grow / 2, operations
+
+
+def limit_table(preset: str) -> str:
+    """Markdown: what grows with the batch B, on every device of n, b = B / n rows each."""
+    from ssl_jax import config as configs
+
+    simclr, moco, swav = (
+        configs.load(f"configs/{name}.py:{preset}")[0].method
+        for name in ("simclr", "moco_v2", "swav")
+    )
+    d, outputs, queue = simclr.projector.widths[-1], swav.prototypes, moco.queue
+    lines = [
+        "| devices | batch | SimCLR: logits, 4·2b·2B | SimCLR: candidates, 4·2B·d "
+        "| SwAV: scores of all rows, 4·2B·K | SwAV: their products, 4·B·d·K FLOP "
+        "| MoCo: steps that the queue spans |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for n, batch in ((8, 4096), (64, 4096), (64, 32768), (1024, 32768), (1024, 131072)):
+        b = batch // n
+        lines.append(
+            f"| {n:,} | {batch:,} | {short(16 * b * batch)} | {short(8 * batch * d)} "
+            f"| {short(8 * batch * outputs)} | {4 * batch * d * outputs / 1e9:.0f} G "
+            f"| {queue / batch:g} |"
+        )
+    return "\n".join(lines)
 
 
 def input_table(loader: float | None) -> str:
@@ -261,6 +287,7 @@ def main() -> None:
     found = states(a.preset)
     print(f"The state, preset {a.preset}\n\n{state_table(found)}")
     print(f"\nThe collectives of a step\n\n{time_table(found, sent)}")
+    print(f"\nWhat grows with the batch\n\n{limit_table(a.preset)}")
     print(f"\nThe input\n\n{input_table(a.loader)}")
     print("\nWhere the figures come from\n")
     for item in (*NETWORKS, *RECIPES):
