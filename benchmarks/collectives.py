@@ -81,10 +81,10 @@ def part(c: Collective) -> str:
     """
     if c.source in FILES:
         return FILES[c.source]
-    if c.source.startswith("models/") and "transpose(" in c.name:  # under jit
-        return "gradients"
     if c.kind != "all-reduce":
         return "embeddings"
+    if c.source.startswith("models/") and "transpose(" in c.name:  # under jit
+        return "gradients"
     if not c.shape:
         return "metrics"
     averaged = c.source == "train/step.py" and c.name.endswith("psum")
@@ -259,46 +259,47 @@ def compile_text(e) -> str:
 
 
 class Images(NamedTuple):
-    """How large images are.
+    """How large the images of one device are.
 
     Attributes:
-      pixels: numbers in one image, for every size that a step knows: as stored, and of every view.
-      rows: images on one device.
+      numbers: in the smallest view of all of them.
+      parameter: numbers in the largest parameter, which its gradient has as well.
     """
 
-    pixels: tuple[int, ...]
-    rows: int
+    numbers: int
+    parameter: int
 
 
-def images(config: Any, devices: int) -> Images:
-    """The sizes of a run's images.
+def images(config: Any, devices: int, params: Any) -> Images:
+    """The size of a run's images.
 
     Args:
       config: of the run; `views`, `batch`, `accumulate` and `data` count.
       devices: of the mesh.
+      params: parameters, or their shapes.
     """
-    sides = {config.data.size, *(v.size for v in config.views.values() if v.get("size"))}
-    pixels = sorted(side**2 * config.data.channels for side in sides)
-    return Images(tuple(pixels), config.batch // config.accumulate // devices)
+    import jax
+
+    side = min([config.data.size, *(v.size for v in config.views.values() if v.get("size"))])
+    rows = config.batch // config.accumulate // devices
+    largest = max(math.prod(p.shape) for p in jax.tree.leaves(params))
+    return Images(rows * side**2 * config.data.channels, largest)
 
 
 def image_sized(found: Iterable[Collective], own: Images) -> list[Collective]:
-    """The collectives that could carry the images of a device.
+    """The collectives that could carry the images of a device, or the feature maps of them.
 
-    Those that have as many numbers as the smallest view of them or more, and a whole number of
-    images, gradients aside; and anything of uint8, which nothing but images is. (A matrix of
-    d × d numbers, Barlow Twins', can be as large. It is no number of images.)
+    Those with as many numbers as the smallest view of them, and anything of uint8, which nothing
+    but images is. Not so gradients of parameters, and square matrices that are summed: Barlow
+    Twins' and VICReg's d × d numbers may be more.
     """
-    return [
-        c
-        for c in found
-        if c.dtype == "u8"
-        or (
-            part(c) != "gradients"
-            and elements(c) >= own.rows * own.pixels[0]
-            and any(elements(c) % p == 0 for p in own.pixels)
-        )
-    ]
+
+    def counted(c):
+        gradient = part(c) == "gradients" and elements(c) <= own.parameter
+        square = c.kind == "all-reduce" and len(c.shape) == 2 and c.shape[0] == c.shape[1]
+        return not gradient and not square and elements(c) >= own.numbers
+
+    return [c for c in found if c.dtype == "u8" or counted(c)]
 
 
 def summary(found: list[Collective]) -> dict[str, Any]:
@@ -343,8 +344,7 @@ def table(results: list[dict]) -> str:
             k = f["kinds"].get(kind)
             cells.append(f"{k['operations']} ({k['arrays']}): {short(k['bytes'])}" if k else "")
         cells += [short(f["parts"][p]) if p in f["parts"] else "" for p in parts]
-        own = Images(*r["images"])
-        cells += [f"{f['largest']:,}", f"{own.rows * own.pixels[0]:,}"]
+        cells += [f"{f['largest']:,}", f"{Images(*r['images']).numbers:,}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -363,7 +363,7 @@ def measure(name: str, preset: str, devices: int, mode: str) -> dict:
         "devices": devices,
         "batch": e.config.batch,
         "parameter_bytes": sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(params)),
-        "images": images(e.config, devices),
+        "images": images(e.config, devices, params),
         "collectives": found,
     }
 

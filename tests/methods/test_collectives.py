@@ -83,7 +83,7 @@ def batch_statistics(state):
 @pytest.mark.parametrize("name", METHODS)
 def test_no_image_and_nothing_needless_crosses_devices(name):
     found, state, config = sent(name)
-    assert not collectives.image_sized(found, collectives.images(config, DEVICES))
+    assert not collectives.image_sized(found, collectives.images(config, DEVICES, state.params))
     size = collections.Counter()
     for c in found:
         size[collectives.part(c)] += collectives.size(c)
@@ -103,7 +103,7 @@ def test_no_image_and_nothing_needless_crosses_devices(name):
 @pytest.mark.parametrize("name", GLOBAL_VIEW)
 def test_nor_where_the_partitioner_decides(name):
     found, state, config = sent(name, "jit")
-    assert not collectives.image_sized(found, collectives.images(config, DEVICES))
+    assert not collectives.image_sized(found, collectives.images(config, DEVICES, state.params))
     assert sum(map(collectives.size, found)) >= leaf_bytes(state.params)
     rest = [c for c in found if collectives.part(c) != "gradients"]
     assert sum(map(collectives.size, rest)) < 16_384
@@ -129,8 +129,8 @@ def test_a_method_that_moves_images_is_caught(mode):
         first = parallel.rank(ctx.axis) * len(views)
         return lax.dynamic_slice_in_dim(everyone, first, len(views))
 
-    found, _ = send(method._replace(views=shuffled), config, mode)
-    caught = collectives.image_sized(found, collectives.images(config, DEVICES))
+    found, state = send(method._replace(views=shuffled), config, mode)
+    caught = collectives.image_sized(found, collectives.images(config, DEVICES, state.params))
     assert caught and max(map(collectives.elements, caught)) >= BATCH * 2 * 28 * 28
 
 
@@ -164,5 +164,5 @@ def test_bytes_by_hand():
     }
     assert collectives.size(found["all-reduce", "f32", (5,)]) == 3 * 20
     assert collectives.size(found["reduce-scatter", "f32", (8, 5)]) == 160
-    own = collectives.Images((1_000,), 2)
+    own = collectives.Images(1_000, 0)
     assert [c.dtype for c in collectives.image_sized(found.values(), own)] == ["u8"]
