@@ -263,10 +263,12 @@ class Images(NamedTuple):
 
     Attributes:
       numbers: in the smallest view of all of them.
+      devices: that have as many.
       parameter: numbers in the largest parameter, which its gradient has as well.
     """
 
     numbers: int
+    devices: int
     parameter: int
 
 
@@ -283,21 +285,23 @@ def images(config: Any, devices: int, params: Any) -> Images:
     side = min([config.data.size, *(v.size for v in config.views.values() if v.get("size"))])
     rows = config.batch // config.accumulate // devices
     largest = max(math.prod(p.shape) for p in jax.tree.leaves(params))
-    return Images(rows * side**2 * config.data.channels, largest)
+    return Images(rows * side**2 * config.data.channels, devices, largest)
 
 
 def image_sized(found: Iterable[Collective], own: Images) -> list[Collective]:
     """The collectives that could carry the images of a device, or the feature maps of them.
 
-    Those with as many numbers as the smallest view of them, and anything of uint8, which nothing
-    but images is. Not so gradients of parameters, and square matrices that are summed: Barlow
-    Twins' and VICReg's d × d numbers may be more.
+    Those with as many numbers as the smallest view of them (of all devices' images, where the rows
+    of all are gathered or scattered), and anything of uint8, which nothing but images is. Not so
+    gradients of parameters, and square matrices that are summed: Barlow Twins' and VICReg's d × d
+    numbers may be more.
     """
 
     def counted(c):
         gradient = part(c) == "gradients" and elements(c) <= own.parameter
         square = c.kind == "all-reduce" and len(c.shape) == 2 and c.shape[0] == c.shape[1]
-        return not gradient and not square and elements(c) >= own.numbers
+        everyone = own.devices if c.kind in ("all-gather", "reduce-scatter") else 1
+        return not gradient and not square and elements(c) >= everyone * own.numbers
 
     return [c for c in found if c.dtype == "u8" or counted(c)]
 

@@ -164,5 +164,5 @@ def test_bytes_by_hand():
     }
     assert collectives.size(found["all-reduce", "f32", (5,)]) == 3 * 20
     assert collectives.size(found["reduce-scatter", "f32", (8, 5)]) == 160
-    own = collectives.Images(1_000, 0)
+    own = collectives.Images(1_000, DEVICES, 0)
     assert [c.dtype for c in collectives.image_sized(found.values(), own)] == ["u8"]
