@@ -1,0 +1,168 @@
+"""What a compiled step sends between devices: gradients, statistics, embeddings; no images."""
+
+import collections
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+from jax import lax
+
+from benchmarks import collectives
+from ssl_jax import parallel
+from ssl_jax.methods import METHODS
+from ssl_jax.methods.protocol import Run
+from ssl_jax.train import optimizers, schedules
+from ssl_jax.train.state import make_create
+from ssl_jax.train.step import make_step
+
+# Images of 28×28 and 8 rows a device: thousands of numbers, where embeddings have 8 a row.
+BATCH, DEVICES, WIDTH = 32, 4, 8
+RUN = Run(examples=64, batch=BATCH, steps_per_epoch=2, total_steps=12)
+# Where no axis is named the partitioner decides what travels; it has most to decide where views
+# are joined, permuted or picked. All methods under it: `python -m benchmarks.collectives`.
+GLOBAL_VIEW = ("moco_v1", "swav", "mae", "jigsaw")
+
+
+def text_of(step, mode, state, batch):
+    """The optimised HLO of a step for shapes of the state and of the global batch [1, B, …]."""
+    mesh = parallel.mesh(jax.devices()[:DEVICES])
+    whole = parallel.replicated(mesh)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state)
+    lowered = parallel.compile_step(step, mesh, mode).lower(
+        state, parallel.like_batch(batch, mesh, mode)
+    )
+    return lowered.compile(compiler_options={"xla_backend_optimization_level": 0}).as_text()
+
+
+def send(method, config, mode):
+    """(collectives of one step, shapes of its state)."""
+    counts = {"batch": BATCH, "steps_per_epoch": 2, "total_steps": 12}
+
+    def optimizer_of(params):
+        return optimizers.make(config.optimizer, params, method.labels(params), **counts)
+
+    def rows(*shape):
+        return {
+            "image": jax.ShapeDtypeStruct((*shape, 28, 28, 1), "uint8"),
+            "index": jax.ShapeDtypeStruct(shape, "int32"),
+            "label": jax.ShapeDtypeStruct(shape, "int32"),
+        }
+
+    create = make_create(method, optimizer_of, rows(BATCH // DEVICES))
+    state = jax.eval_shape(create, jax.random.key(0))
+    rate = schedules.make(config.optimizer, **counts)
+    step = make_step(method, optimizer_of(state.params), RUN, rate)
+    return collectives.read(text_of(step, mode, state, rows(1, BATCH)), DEVICES), state
+
+
+def configured(name):
+    config = tiny.config(name)
+    with config.unlocked():
+        config.batch, config.data.size = BATCH, 28
+    return config
+
+
+@functools.cache
+def sent(name, mode="shard_map"):
+    config = configured(name)
+    return *send(METHODS[name](config, RUN), config, mode), config
+
+
+def leaf_bytes(tree):
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def batch_statistics(state):
+    """Bytes of the running means and variances, those of targets included."""
+    names = [(jax.tree_util.keystr(p), x) for p, x in jax.tree_util.tree_leaves_with_path(state)]
+    return leaf_bytes([x for name, x in names if name.endswith(("['mean']", "['var']"))])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_image_and_nothing_needless_crosses_devices(name):
+    found, state, config = sent(name)
+    assert not collectives.image_sized(found, collectives.images(config, DEVICES, state.params))
+    size = collections.Counter()
+    for c in found:
+        size[collectives.part(c)] += collectives.size(c)
+    # Every parameter's gradient once.
+    assert size["gradients"] == leaf_bytes(state.params)
+    # Forward and backward, and again for views of another size.
+    statistics = batch_statistics(state.state)
+    assert statistics / 2 <= size["BatchNorm"] <= 4 * statistics
+    # Rows of two views of every example; DINO's Sinkhorn sends a row of its outputs a device.
+    for c in found:
+        if c.kind != "all-reduce":
+            outputs = config.method.projector.out * DEVICES if name == "dino" else 0
+            assert collectives.elements(c) <= max(2 * BATCH * WIDTH, outputs), c
+    assert size["statistics"] + size["metrics"] < 8_192
+
+
+@pytest.mark.parametrize("name", GLOBAL_VIEW)
+def test_nor_where_the_partitioner_decides(name):
+    found, state, config = sent(name, "jit")
+    assert not collectives.image_sized(found, collectives.images(config, DEVICES, state.params))
+    assert sum(map(collectives.size, found)) >= leaf_bytes(state.params)
+    rest = [c for c in found if collectives.part(c) != "gradients"]
+    assert sum(map(collectives.size, rest)) < 16_384
+
+
+def test_pmap_sends_what_shard_map_sends():
+    kinds = [
+        collections.Counter((c.kind, c.dtype, c.shape, c.times) for c in sent("simclr", mode)[0])
+        for mode in ("shard_map", "pmap")
+    ]
+    assert kinds[0] == kinds[1] and kinds[0]["all-gather", "f32", (BATCH, WIDTH), 1] == 2
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "jit"])
+def test_a_method_that_moves_images_is_caught(mode):
+    """MoCo's shuffle as first published: the images themselves change devices."""
+    config = configured("simclr")
+    method = METHODS["simclr"](config, RUN)
+
+    def shuffled(key, batch, ctx):
+        views = method.views(key, batch, ctx)
+        everyone = parallel.gather(views, ctx.axis)[jax.random.permutation(key, BATCH)]
+        first = parallel.rank(ctx.axis) * len(views)
+        return lax.dynamic_slice_in_dim(everyone, first, len(views))
+
+    found, state = send(method._replace(views=shuffled), config, mode)
+    caught = collectives.image_sized(found, collectives.images(config, DEVICES, state.params))
+    assert caught and max(map(collectives.elements, caught)) >= BATCH * 2 * 28 * 28
+
+
+def test_bytes_by_hand():
+    """A gather, its gradient, a sum in a loop of three, and bytes that nothing should send."""
+
+    def step(state, batch, axis):
+        x = batch["x"][0]  # [b, 5]
+
+        def loss(w):
+            return jnp.sum(jnp.sin(parallel.gather(x * w, axis)) ** 2)
+
+        grad = jax.grad(loss)(state)
+        total, _ = lax.scan(
+            lambda sum, _: (parallel.pmean(jnp.sin(sum), axis), None), x.sum(0), length=3
+        )
+        images = parallel.gather(batch["image"][0], axis)
+        return state, {"g": grad, "t": total, "i": images[0, 0]}
+
+    batch = {
+        "x": jax.ShapeDtypeStruct((1, 8, 5), "float32"),
+        "image": jax.ShapeDtypeStruct((1, 8, 3), "uint8"),
+    }
+    text = text_of(step, "shard_map", jax.ShapeDtypeStruct((5,), "float32"), batch)
+    found = {(c.kind, c.dtype, c.shape): c for c in collectives.read(text, DEVICES)}
+    assert found.keys() == {
+        ("all-gather", "f32", (8, 5)),
+        ("all-gather", "u8", (8, 3)),
+        ("reduce-scatter", "f32", (8, 5)),
+        ("all-reduce", "f32", (5,)),
+    }
+    assert collectives.size(found["all-reduce", "f32", (5,)]) == 3 * 20
+    assert collectives.size(found["reduce-scatter", "f32", (8, 5)]) == 160
+    own = collectives.Images(1_000, DEVICES, 0)
+    assert [c.dtype for c in collectives.image_sized(found.values(), own)] == ["u8"]
