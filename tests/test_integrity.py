@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -194,13 +195,41 @@ def test_probing_a_run_that_deletes_what_is_being_read(kept, tmp_path, capsys):
     np.testing.assert_array_equal(found["params"]["w"], create().params["encoder"]["w"])
 
 
-def test_a_finished_run_is_the_same_whatever_was_damaged(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run with the checkpoints 8 and 12, without its result, and its fingerprint."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert tiny_run.run(folder) == 0
+    mark = json.loads((folder / "result.json").read_text())["fingerprint"]
+    (folder / "result.json").unlink()
+    return folder, mark
+
+
+def test_two_processes_go_on_from_the_same_checkpoint(undisturbed, tmp_path):
+    """Process 0 finds the damage; both continue from the one before, and process 0 alone saves."""
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed[0], folder)
+    flip(folder / "checkpoints" / "12" / "state" / "_METADATA", 60)
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        cluster = (f"--coordinator=localhost:{s.getsockname()[1]}", "--processes=2")
+    processes = [
+        tiny_run.start(folder, *cluster, "--config.cpu_devices=2", f"--process={p}")
+        for p in range(2)
+    ]
+    outs = [p.communicate(timeout=300)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], "\n".join(outs)
+    assert "set aside as 12.damaged" in outs[0] and "continuing at step 8" in outs[0]
+    assert "damaged" not in outs[1]
+    for step in ("8", "12"):
+        assert manifest.damage(folder / "checkpoints" / step) is None
+    steps = [r["step"] for r in logs.read(folder / "metrics.jsonl") if "loss" in r]
+    assert steps == list(range(1, 13))
+
+
+def test_a_finished_run_is_the_same_whatever_was_damaged(undisturbed, tmp_path, capsys):
     """The whole road, by the command line: a damaged checkpoint, the one before, the end."""
-    whole_run = tmp_path / "whole"
-    assert tiny_run.run(whole_run) == 0  # checkpoints 8 and 12 stay
-    mark = json.loads((whole_run / "result.json").read_text())["fingerprint"]
-    (whole_run / "result.json").unlink()
-    capsys.readouterr()
+    whole_run, mark = undisturbed
     for place, change in (
         ("state/d", lambda p: flip(next(p.iterdir()), 40)),
         (manifest.NAME, lambda p: os.truncate(p, 100)),
@@ -219,9 +248,10 @@ def test_a_finished_run_is_the_same_whatever_was_damaged(tmp_path, capsys):
             "8",
         ]
         shutil.rmtree(folder)
+    shutil.copytree(whole_run, tmp_path / "run")
     for step in ("8", "12"):
-        flip(whole_run / "checkpoints" / step / "commit_success.txt", 30)
-    assert tiny_run.run(whole_run) == 2
+        flip(tmp_path / "run" / "checkpoints" / step / "commit_success.txt", 30)
+    assert tiny_run.run(tmp_path / "run") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: every checkpoint in ") and "put back a copy" in error
 
