@@ -155,12 +155,12 @@ def readable(folder: pathlib.Path, like) -> list[str]:
     return wrong
 
 
-def state_like(folder: pathlib.Path):
-    """The shapes of the run's state, on one device of this process."""
+def state_like(folder: pathlib.Path, devices: int):
+    """The shapes of the run's state, on the CPU devices of this process."""
     from ssl_jax import experiment, host, workdir
 
     config = workdir.read_config(folder).config
-    config.cpu_devices, config.compile_cache = 1, ""
+    config.cpu_devices, config.compile_cache = devices, ""
     return experiment.like(experiment.assemble(config, host.Cluster(1, 0, 1), None))
 
 
@@ -212,7 +212,13 @@ def kill(folder, steps, processes, rng: random.Random, patience: float, like, mo
 
 
 def campaign(
-    root: pathlib.Path, kills: int, processes: int, seed: int, patience: float, more=()
+    root: pathlib.Path,
+    kills: int,
+    processes: int,
+    seed: int,
+    patience: float,
+    more=(),
+    devices: int = 1,
 ) -> tuple[list[Kill], list[str]]:
     """The undisturbed run, the killed one, and what is not as it must be.
 
@@ -223,13 +229,14 @@ def campaign(
       seed: of moments and victims.
       patience: seconds that the others of a killed process have to end.
       more: further words of the command line.
+      devices: CPU devices of this process, which reads the checkpoints.
 
     Returns:
       (kills, faults): a line each.
     """
     rng, folder, steps = random.Random(seed), root / "killed", STEPS_A_KILL * (kills + 1)
     want = finish(root / "undisturbed", steps, processes, more)
-    like = state_like(root / "undisturbed")
+    like = state_like(root / "undisturbed", devices)
     done, faults = [], []
     while len(done) < kills:
         one = kill(folder, steps, processes, rng, patience, like, more)

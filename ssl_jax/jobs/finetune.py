@@ -450,7 +450,9 @@ def learn(
                 file.write(int(now.step), {"finetune_top1": accuracy.top(scores, labels, 1)})
 
         def device_batches():
-            for batch in batches:
+            for number, batch in enumerate(batches):
+                if number == 0:  # all have read their rows
+                    parallel.meet(f"begin/{o.folder}")
                 k = config.accumulate
                 split = {name: x.reshape(k, -1, *x.shape[1:]) for name, x in batch.items()}
                 yield parallel.put_batch(split, o.mesh, config.parallel)

@@ -71,7 +71,6 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
             state, start = begin(experiment, manager)
             pixels = judge_pixels(experiment)
             experiment = experiment._replace(step=compiling.result())
-        parallel.meet(f"begin/{folder}")
         state, done, knn_top1 = learn(experiment, state, start, manager, folder)
         checkpoint.save_last(manager, state, knn_top1)
     if done < experiment.run.total_steps:
@@ -173,7 +172,9 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
 
         def device_batches():
             try:
-                for batch in batches:
+                for number, batch in enumerate(batches):
+                    if number == 0:  # all have compiled, opened their logs and read their rows
+                        parallel.meet(f"begin/{folder}")
                     split = {k: x.reshape(c.accumulate, -1, *x.shape[1:]) for k, x in batch.items()}
                     yield parallel.put_batch(split, e.mesh, c.parallel)
             except Exception as error:
