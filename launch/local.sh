@@ -29,6 +29,10 @@ mistake() {
   exit 2
 }
 
+if [[ ${1:-} == --help || ${1:-} == -h ]]; then # the lines on top
+  sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+  exit 0
+fi
 count=${1:-}
 [[ $count =~ ^[1-9][0-9]*$ ]] || mistake "how many processes? launch/local.sh N -- --config FILE"
 shift

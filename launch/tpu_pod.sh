@@ -33,6 +33,11 @@ mistake() {
   exit 2
 }
 
+help() { # the lines on top
+  sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+  exit 0
+}
+
 name='' zone='' type='' project='' queued='' spot='' setup='' fetch='' delete=''
 version=tpu-ubuntu2204-base restarts=100 dry=${DRY_RUN:-}
 while (($#)); do
@@ -41,6 +46,7 @@ while (($#)); do
     --queued) queued=1 ;;
     --spot) spot=1 ;;
     --delete) delete=1 ;;
+    --help | -h) help ;;
     --dry-run) dry=1 ;;
     --name | --zone | --type | --version | --project | --setup | --fetch | --restarts)
       (($# > 1)) && [[ $2 != -- ]] || mistake "$1 needs a value"

@@ -76,6 +76,13 @@ def test_every_launcher_says_how_to_use_it_and_what_it_needs(file):
 # --- dry runs
 
 
+@pytest.mark.parametrize("name", ["local.sh", "tpu_pod.sh"])
+def test_help_is_the_lines_on_top(name):
+    done = run(LAUNCH / name, "--help")
+    assert done.returncode == 0 and f"launch/{name} " in done.stdout and "--dry-run" in done.stdout
+    assert "#" not in done.stdout and "set -u" not in done.stdout
+
+
 def test_dry_run_of_local():
     before = snapshot()
     for more, how in (((), {"DRY_RUN": "1"}), (("--dry-run",), {})):
