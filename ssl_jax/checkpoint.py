@@ -499,9 +499,13 @@ def _say_not_saved(manager, step: int, problem: str) -> None:
 
 
 def _clean(folder: pathlib.Path) -> None:
-    """Deletes half-written checkpoints."""
+    """Deletes half-written checkpoints; again where a thread of a failed save still adds to one."""
     for left in folder.glob(f"*{TEMPORARY}*"):
-        shutil.rmtree(left, ignore_errors=True)
+        for _ in range(20):
+            shutil.rmtree(left, ignore_errors=True)
+            if not left.exists():
+                break
+            time.sleep(0.05)
 
 
 def _line(error: BaseException) -> str:
