@@ -156,11 +156,13 @@ def readable(folder: pathlib.Path, like) -> list[str]:
 
 
 def state_like(folder: pathlib.Path):
-    """The shapes of the run's state, on one device of this process."""
+    """The shapes of the run's state, on the devices of this process."""
+    import jax
+
     from ssl_jax import experiment, host, workdir
 
     config = workdir.read_config(folder).config
-    config.cpu_devices, config.compile_cache = 1, ""
+    config.cpu_devices, config.compile_cache = jax.local_device_count(), ""
     return experiment.like(experiment.assemble(config, host.Cluster(1, 0, 1), None))
 
 
@@ -269,6 +271,9 @@ def main() -> int:
     root = arguments.folder or pathlib.Path(tempfile.mkdtemp(prefix="chaos_"))
     root.mkdir(parents=True, exist_ok=True)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax talks a lot
+    from ssl_jax import host
+
+    host.set_cpu_devices(1)
     begun = time.monotonic()
     kills, faults = campaign(
         root, arguments.kills, arguments.processes, arguments.seed, arguments.patience
