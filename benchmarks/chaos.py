@@ -155,12 +155,14 @@ def readable(folder: pathlib.Path, like) -> list[str]:
     return wrong
 
 
-def state_like(folder: pathlib.Path, devices: int):
-    """The shapes of the run's state, on the CPU devices of this process."""
+def state_like(folder: pathlib.Path):
+    """The shapes of the run's state, on the devices of this process."""
+    import jax
+
     from ssl_jax import experiment, host, workdir
 
     config = workdir.read_config(folder).config
-    config.cpu_devices, config.compile_cache = devices, ""
+    config.cpu_devices, config.compile_cache = jax.local_device_count(), ""
     return experiment.like(experiment.assemble(config, host.Cluster(1, 0, 1), None))
 
 
@@ -212,13 +214,7 @@ def kill(folder, steps, processes, rng: random.Random, patience: float, like, mo
 
 
 def campaign(
-    root: pathlib.Path,
-    kills: int,
-    processes: int,
-    seed: int,
-    patience: float,
-    more=(),
-    devices: int = 1,
+    root: pathlib.Path, kills: int, processes: int, seed: int, patience: float, more=()
 ) -> tuple[list[Kill], list[str]]:
     """The undisturbed run, the killed one, and what is not as it must be.
 
@@ -229,14 +225,13 @@ def campaign(
       seed: of moments and victims.
       patience: seconds that the others of a killed process have to end.
       more: further words of the command line.
-      devices: CPU devices of this process, which reads the checkpoints.
 
     Returns:
       (kills, faults): a line each.
     """
     rng, folder, steps = random.Random(seed), root / "killed", STEPS_A_KILL * (kills + 1)
     want = finish(root / "undisturbed", steps, processes, more)
-    like = state_like(root / "undisturbed", devices)
+    like = state_like(root / "undisturbed")
     done, faults = [], []
     while len(done) < kills:
         one = kill(folder, steps, processes, rng, patience, like, more)
@@ -276,6 +271,9 @@ def main() -> int:
     root = arguments.folder or pathlib.Path(tempfile.mkdtemp(prefix="chaos_"))
     root.mkdir(parents=True, exist_ok=True)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax talks a lot
+    from ssl_jax import host
+
+    host.set_cpu_devices(1)
     begun = time.monotonic()
     kills, faults = campaign(
         root, arguments.kills, arguments.processes, arguments.seed, arguments.patience

@@ -15,11 +15,11 @@ from ssl_jax.report import logs
 from ssl_jax.train import health, stopping
 
 SEVERAL = (
-    "--config.steps=400",
+    "--config.steps=100000",
     "--config.batch=16",
     "--config.cpu_devices=2",
-    "--config.checkpoint.every_steps=1000",
-    "--config.log_every=10",
+    "--config.checkpoint.every_steps=0",
+    "--config.log_every=5",
 )
 
 
@@ -27,25 +27,33 @@ def steps_of(folder):
     return [r["step"] for r in logs.read(folder / "metrics.jsonl") if "loss" in r]
 
 
-def test_one_of_two_processes_is_asked_to_stop_and_both_save_the_same_step(tmp_path):
+def stop(folder, who, after):
+    """Starts two processes, asks some of them to stop once `after` steps are logged.
+
+    Returns:
+      what process 0 said, and the step they saved.
+    """
     begun = time.monotonic()
-    processes = tiny_run.start_several(2, tmp_path, *SEVERAL)
-    chaos.wait(processes, lambda: chaos.logged(tmp_path), 300)
-    asked, seen = time.monotonic(), chaos.logged(tmp_path)[-1]
-    processes[1].send_signal(signal.SIGTERM)
+    processes = tiny_run.start_several(2, folder, *SEVERAL)
+    chaos.wait(processes, lambda: (chaos.logged(folder) or [0])[-1] > after, 300)
+    asked = time.monotonic()
+    for process in who:
+        processes[process].send_signal(signal.SIGTERM)
     codes, outs = tiny_run.finish(processes)
     seconds = time.monotonic() - asked
     assert codes == [stopping.EXIT_STOPPED] * 2, "\n".join(outs)
     # To be out takes less than to start; where a start takes longer than 10 s, others share the
     # machine.
     assert seconds < max(10, asked - begun)
-    [saved] = chaos.saved(tmp_path)
-    assert f"stopped and saved at step {saved}" in outs[0] and seen <= saved < 400
-    assert steps_of(tmp_path)[-1] == saved // 10 * 10
+    return outs[0], chaos.saved(folder)[-1]
 
-    codes, outs = tiny_run.finish(tiny_run.start_several(2, tmp_path, *SEVERAL))
-    assert codes == [0, 0] and f"continuing at step {saved}" in outs[0], "\n".join(outs)
-    assert steps_of(tmp_path) == list(range(10, 401, 10)), "nothing twice, nothing left out"
+
+def test_one_or_both_of_two_processes_are_asked_to_stop_and_both_save_the_same_step(tmp_path):
+    said, saved = stop(tmp_path, [1], 0)
+    assert f"stopped and saved at step {saved}" in said and chaos.saved(tmp_path) == [saved]
+    said, later = stop(tmp_path, [0, 1], saved)
+    assert f"continuing at step {saved}" in said and chaos.saved(tmp_path) == [saved, later]
+    assert steps_of(tmp_path) == list(range(5, later + 1, 5)), "nothing twice, nothing left out"
 
 
 def test_three_kills_of_worker_and_coordinator_leave_no_trace(tmp_path):
