@@ -60,13 +60,7 @@ def test_three_kills_of_worker_and_coordinator_leave_no_trace(tmp_path):
     """In a save, at the start, between saves; the long form is `python -m benchmarks.chaos`."""
     cache = f"--config.compile_cache={jax.config.jax_compilation_cache_dir}"
     kills, faults = chaos.campaign(
-        tmp_path,
-        kills=3,
-        processes=2,
-        seed=58,
-        patience=0.5,
-        more=(cache,),
-        devices=jax.device_count(),
+        tmp_path, kills=3, processes=2, seed=58, patience=0.5, more=(cache,)
     )
     assert not faults, "\n".join(faults)
     assert {k.process for k in kills} == {0, 1} and all(not k.unreadable for k in kills)
