@@ -12,6 +12,7 @@ workloads/controllers/job/#completion-mode, and jax/_src/clusters/*.py.
 """
 
 import errno
+import gc
 import os
 import re
 import signal
@@ -523,6 +524,7 @@ def leave(run, argv: list[str]) -> None:
 
     failed = code not in (0, 143) and jax.distributed.is_initialized()
     if not failed and code != EXIT_UNJOINED:
+        gc.freeze()  # collecting all that JAX and Python hold would be most of the way out
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
