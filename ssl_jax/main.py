@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 
-from ssl_jax import cluster, host
+from ssl_jax import cluster, host, joining
 from ssl_jax.errors import UserError, near_misses
 
 JOBS = {
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     """Runs the command line; returns the exit code.
 
     0 done; 2 a mistake that the user can mend; 143 asked to stop while training, and saved: the
-    same command continues; 130 interrupted elsewhere. (75, from `cluster.join`: the other processes
+    same command continues; 130 interrupted elsewhere. (75, from `joining.join`: the other processes
     did not come.)
     """
     host.keep_memory_pages()
@@ -91,7 +91,7 @@ def run(argv: list[str]) -> int:
     if config.job not in JOBS:
         raise UserError(f"config.job is {config.job!r}.{near_misses(config.job, JOBS)}")
     given = cluster.Flags(values.coordinator, values.processes, values.process)
-    processes = cluster.join(cluster.find(given, os.environ, cluster.on_tpu_vm()))
+    processes = joining.join(cluster.find(given, os.environ, cluster.on_tpu_vm()))
     job = importlib.import_module(f"ssl_jax.jobs.{config.job}")
     return job.run(config, processes, name)
 
@@ -175,4 +175,4 @@ def help_text() -> str:
 
 
 if __name__ == "__main__":
-    cluster.leave(main, sys.argv[1:])
+    joining.leave(main, sys.argv[1:])

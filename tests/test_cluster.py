@@ -10,7 +10,7 @@ import pytest
 import tiny_run
 from jax._src import clusters
 
-from ssl_jax import cluster
+from ssl_jax import cluster, joining
 from ssl_jax.cluster import Flags
 from ssl_jax.errors import UserError
 
@@ -280,19 +280,19 @@ def test_gpus_and_cores_reach_the_decision():
 
 def test_a_process_that_srun_did_not_start_says_so_and_goes_on(capsys):
     for environment in (BATCH, {**BATCH, "SLURM_STEP_ID": "4294967291"}):
-        assert cluster.join(cluster.find(NONE, environment)) == (1, 0, 1)
+        assert joining.join(cluster.find(NONE, environment)) == (1, 0, 1)
         line = capsys.readouterr().out
         assert line.startswith("SLURM job 17 has 8 tasks, but srun did not start this process")
         assert line.count("\n") == 1
-    assert cluster.join(cluster.find(NONE, {})) == (1, 0, 1)
+    assert joining.join(cluster.find(NONE, {})) == (1, 0, 1)
     assert capsys.readouterr().out == "", "alone is nothing to talk about"
 
 
 JOIN = """
 import os, sys
-from ssl_jax import cluster
+from ssl_jax import cluster, joining
 def run(argv):
-    members = cluster.join(cluster.find(cluster.Flags(), os.environ), timeout=int(argv[0]))
+    members = joining.join(cluster.find(cluster.Flags(), os.environ), timeout=int(argv[0]))
     print("members", *members, flush=True)
     if argv[1:] == ["fail"] and members.process == 1:
         return 2
@@ -302,7 +302,7 @@ def run(argv):
         from jax.experimental import multihost_utils
         multihost_utils.sync_global_devices("wait for the other")
     return 0
-cluster.leave(run, sys.argv[1:])
+joining.leave(run, sys.argv[1:])
 """
 
 
@@ -368,7 +368,7 @@ def test_nobody_answers_is_one_line_and_its_own_exit_code():
         port = str(taken.getsockname()[1])
         barred = start({**srun(0, port), "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}"}, "2")
         said = [t.communicate(timeout=60)[1] for t in (worker, nowhere, leader, barred)]
-    assert [t.returncode for t in (worker, nowhere, leader, barred)] == [cluster.EXIT_UNJOINED] * 4
+    assert [t.returncode for t in (worker, nowhere, leader, barred)] == [joining.EXIT_UNJOINED] * 4
     assert f"error: waited 2 s for process 0 at localhost:{closed}: Connection refused" in said[0]
     assert "error: waited 2 s for process 0 at no-such-host.invalid:1: " in said[1]
     assert "error: waited 2 s for all 2 processes at localhost" in said[2]

@@ -33,13 +33,13 @@ JOBS = {
 # The command lines one after the other; the processes join once.
 DRIVER = """
 import json, sys
-from ssl_jax import cluster, main
-join, joined = cluster.join, []
+from ssl_jax import joining, main
+join, joined = joining.join, []
 def join_once(found):
     if not joined:
         joined.append(join(found))
     return joined[0]
-cluster.join = join_once
+joining.join = join_once
 sys.exit(max([main.main(argv) for argv in json.loads(sys.argv[1])]))
 """
 
