@@ -1,24 +1,25 @@
 """Checkpoints: the whole training state, and reading back the encoder alone (Orbax).
 
 A checkpoint gets its name when all of it is on disk, with a manifest of checksums (`manifest.py`)
-that is verified before anything is read. Only process 0 saves: the state is whole on every process.
-A save that fails costs no more than that checkpoint: training goes on and tries again.
+that is verified before anything is read (`verify.py`). Only process 0 saves: the state is whole on
+every process. A save that fails costs no more than that checkpoint: training goes on and tries
+again.
 """
 
 import asyncio
 import contextlib
 import errno
 import functools
+import gc
 import hashlib
-import json
 import logging
 import os
 import pathlib
-import re
 import shutil
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,18 +30,16 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint._src.metadata import array_metadata_store
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from ssl_jax import manifest, parallel
+from ssl_jax import manifest, parallel, verify
 from ssl_jax.errors import UserError, warn
 
 # Seconds between the attempts of a run's last save: ten minutes in all.
 WAITS = (1, 2, 5, 10, 20, 22, *(30,) * 18)
-MARK = {"manifest": manifest.NAME}  # Orbax keeps it with the step: a manifest belongs to it
 TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX  # in the name of a step until it is whole
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOENT),
 )
-SPARED = 5  # attempts at reading from a run that deletes what is being read
 
 
 class Sealed(ocp.path.atomicity.AtomicRenameTemporaryPath):
@@ -116,10 +115,10 @@ def open_manager(folder: pathlib.Path, keep: int, *, read_only: bool = False):
             ) from error
         _clean(folder)
         # Orbax reads the metrics of every step at once, and damaged ones would stop it.
-        for step in _steps(folder):
-            problem = _damage(folder / str(step), "metrics")
+        for step in verify.steps(folder):
+            problem = verify.damage(folder / str(step), "metrics")
             if problem:
-                _set_aside(folder / str(step), problem)
+                verify.set_aside(folder / str(step), problem)
     with _orbax_is_silent():
         manager = ocp.CheckpointManager(folder, options=options, handler_registry=_handlers())
         try:
@@ -128,10 +127,10 @@ def open_manager(folder: pathlib.Path, keep: int, *, read_only: bool = False):
             problem = _settle(manager)
             if problem:
                 warn(f"a checkpoint could not be saved in {folder} ({problem})")
-            manager.close()
+            _close(manager, read_only)
             raise
         problem = _settle(manager)
-        manager.close()
+        _close(manager, read_only)
         if problem:
             raise UserError(f"the last checkpoint could not be saved in {folder} ({problem})")
 
@@ -192,74 +191,6 @@ def save_last(manager, state: Any, knn_top1: float | None = None) -> None:
                 f"trying again in {wait} s"
             )
         time.sleep(wait)
-
-
-def newest(manager, *, read_only: bool = False) -> int | None:
-    """The newest checkpoint that is whole; every process calls it and gets the same answer.
-
-    Process 0 verifies: it reads all files and compares them with the manifest. A damaged checkpoint
-    is named on the console and set aside (renamed to `<step>.damaged`), and the one before is
-    looked at. One without a manifest, which an older version made, is used and said to be so.
-
-    Args:
-      manager: from `open_manager`.
-      read_only: damaged ones are named and passed over, not renamed. The run may be training.
-
-    Returns:
-      its step; None where there never was a checkpoint.
-
-    Raises:
-      UserError: there were some and none is whole.
-    """
-    folder = pathlib.Path(manager.directory)
-    found, problem = -1, None
-    if jax.process_index() == 0:
-        try:
-            found = _choose(folder, read_only)
-            if not read_only:
-                manager.reload()  # to forget what was set aside
-        except (OSError, UserError) as error:
-            found, problem = -2, error
-    found = parallel.from_first(found)
-    if problem is not None:
-        raise problem
-    if found == -2:
-        raise UserError(f"process 0 finds no checkpoint in {folder} that can be read")
-    return None if found == -1 else found
-
-
-def read_newest(manager, read: Callable[[int], Any]) -> tuple[Any, int] | None:
-    """Reads the newest whole checkpoint of a run that may be training meanwhile.
-
-    Args:
-      manager: from `open_manager(read_only=True)`.
-      read: step -> what is wanted of it.
-
-    Returns:
-      (what `read` returned, step); None where there is no checkpoint.
-
-    Raises:
-      UserError: none is whole; or the run deletes them faster than they are read.
-      whatever `read` raises.
-    """
-    folder = pathlib.Path(manager.directory)
-    for _ in range(SPARED):
-        step = newest(manager, read_only=True)
-        if step is None:
-            return None
-        value = problem = None
-        try:
-            value = read(step)
-        except Exception as error:
-            problem = error
-        # The run keeps its newest few. Had this one been deleted under our hands, chunks not found
-        # would have been read as zeros.
-        gone = _damage(folder / str(step), contents=False) is not None
-        if not parallel.any_process(gone):
-            if problem is not None:
-                raise problem
-            return value, step
-    raise UserError(f"{folder} changes faster than it is read; try again when the run has ended")
 
 
 def restore(manager, step: int, like: Any) -> Any:
@@ -369,75 +300,6 @@ def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
     return registry
 
 
-def _steps(folder: pathlib.Path) -> list[int]:
-    """Steps of the finished checkpoints, oldest first."""
-    try:
-        names = [f.name for f in folder.iterdir() if f.is_dir()]
-    except FileNotFoundError:
-        return []
-    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
-
-
-def _choose(folder: pathlib.Path, read_only: bool) -> int:
-    """See `newest`; -1 where there never was a checkpoint."""
-    passed_over: list[int] = []
-    while True:
-        listed = _steps(folder)
-        left = [step for step in listed if step not in passed_over]
-        if not left:
-            break
-        step = folder / str(left[-1])
-        problem = _damage(step)
-        if problem is None:
-            if not manifest.exists(step):
-                warn(f"checkpoint {step} has no checksums (an older version made it): not verified")
-            return left[-1]
-        if not read_only:
-            _set_aside(step, problem)
-        elif _steps(folder) == listed:  # else the run has gone on, and may have deleted it
-            warn(f"checkpoint {step} is damaged: {problem}; passed over")
-            passed_over.append(left[-1])
-    aside = [f.name for f in folder.glob("*.damaged*")] if folder.is_dir() else []
-    if not passed_over and not aside:
-        return -1
-    raise UserError(
-        f"every checkpoint in {folder} is damaged; put back a copy of one, or delete that folder "
-        "to begin again at step 0"
-    )
-
-
-def _damage(step: pathlib.Path, under: str = "", contents: bool = True) -> str | None:
-    """`manifest.damage`; a step that an older version saved has no manifest and passes."""
-    if manifest.exists(step):
-        return manifest.damage(step, under, contents)
-    try:
-        about = json.loads((step / "_CHECKPOINT_METADATA").read_text())
-        marked = MARK.items() <= (about.get("custom_metadata") or {}).items()
-    except FileNotFoundError:
-        return "_CHECKPOINT_METADATA is missing"
-    except (ValueError, AttributeError, RecursionError):
-        return "_CHECKPOINT_METADATA is damaged"
-    return f"{manifest.NAME} is missing" if marked else None
-
-
-def _set_aside(step: pathlib.Path, problem: str) -> None:
-    """Renames a damaged step, so that it is none any more.
-
-    Raises:
-      UserError: the folder cannot be written.
-    """
-    names = (f"{step.name}.damaged{n}" for n in ("", *(f".{k}" for k in range(1, 1000))))
-    aside = next(step.with_name(name) for name in names if not step.with_name(name).exists())
-    try:
-        step.rename(aside)
-    except OSError as error:
-        raise UserError(
-            f"checkpoint {step} is damaged ({problem}) and cannot be renamed to {aside.name}: "
-            f"{error.strerror}"
-        ) from error
-    warn(f"checkpoint {step} is damaged: {problem}; set aside as {aside.name}")
-
-
 def _start(manager, state: Any, step: int, knn_top1: float | None) -> str | None:
     """Starts a save; returns what went wrong already, on one line, or None."""
     folder = pathlib.Path(manager.directory)
@@ -449,7 +311,7 @@ def _start(manager, state: Any, step: int, knn_top1: float | None) -> str | None
     metrics = None if knn_top1 is None else {"knn_top1": knn_top1}
     arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state))
     try:
-        manager.save(step, args=arguments, metrics=metrics, custom_metadata=MARK, force=True)
+        manager.save(step, args=arguments, metrics=metrics, custom_metadata=verify.MARK, force=True)
     except Exception as error:
         _forget(manager)
         return _line(error)
@@ -471,8 +333,16 @@ def _settle(manager) -> str | None:
     return problem
 
 
+def _close(manager, read_only: bool) -> None:
+    """Ends the manager; what a late thread of a failed save has written since is deleted."""
+    manager.close()
+    if not read_only:
+        _clean(pathlib.Path(manager.directory))
+
+
 def _forget(manager) -> None:
     """Deletes what a failed save left, and lets Orbax look again which steps there are."""
+    gc.collect()  # its unfinished writes, whose warnings would come later, when they are heard
     _clean(pathlib.Path(manager.directory))
     with contextlib.suppress(Exception):
         manager.reload()
@@ -530,7 +400,9 @@ def _orbax_is_silent():
     logger.addFilter(others)
     sys.unraisablehook = hook
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            yield
     finally:
         logger.removeFilter(others)
         sys.unraisablehook = before

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import checkpoint, host, parallel, workdir
+from ssl_jax import checkpoint, host, parallel, verify, workdir
 from ssl_jax.data import sources
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.evaluate import encoder
@@ -207,7 +207,7 @@ def begin(e: Experiment, manager) -> tuple[TrainState, int]:
     Raises:
       UserError: every checkpoint is damaged, or they are of another model.
     """
-    latest = checkpoint.newest(manager)
+    latest = verify.newest(manager)
     if latest is None:
         return e.create(jax.random.key(e.config.seed)), 0
     state = checkpoint.restore(manager, latest, like(e))

@@ -17,7 +17,7 @@ import pytest
 import tiny_run
 from test_checkpoint import create, encoder, like, whole
 
-from ssl_jax import checkpoint, manifest, workdir
+from ssl_jax import checkpoint, manifest, verify, workdir
 from ssl_jax.errors import UserError
 from ssl_jax.report import logs
 
@@ -86,7 +86,7 @@ def test_every_damage_to_every_file_is_found_named_and_gone_around(kept, tmp_pat
             found = manifest.damage(folder / "8")
             assert found and (str(name) in found or name.name == manifest.NAME), (name, kind, found)
             with checkpoint.open_manager(folder, 2, read_only=True) as manager:
-                assert checkpoint.newest(manager, read_only=True) == 4, (name, kind)
+                assert verify.newest(manager, read_only=True) == 4, (name, kind)
             shutil.rmtree(folder / "8")
             shutil.copytree(kept_folder / "8", folder / "8")
     said = capsys.readouterr().err.splitlines()
@@ -101,7 +101,7 @@ def test_training_sets_a_damaged_checkpoint_aside(kept, tmp_path, name, capsys):
     shutil.copytree(kept_folder, folder)
     (folder / "8" / name).unlink()
     with checkpoint.open_manager(folder, 2) as manager:
-        assert checkpoint.newest(manager) == 4 and manager.all_steps() == [4]
+        assert verify.newest(manager) == 4 and manager.all_steps() == [4]
         assert checkpoint.fingerprint(checkpoint.restore(manager, 4, like())) == marks[4]
         checkpoint.save(manager, create(step=8))
     line = f"checkpoint {folder / '8'} is damaged: {name} is missing; set aside as 8.damaged\n"
@@ -132,12 +132,12 @@ def test_none_left_is_one_clear_error_and_stays_one(kept, tmp_path):
         flip(folder / step / "state" / "manifest.ocdbt", 20)
     with checkpoint.open_manager(folder, 2, read_only=True) as manager:
         with pytest.raises(UserError, match="every checkpoint in .* is damaged"):
-            checkpoint.newest(manager, read_only=True)
+            verify.newest(manager, read_only=True)
     assert sorted(p.name for p in folder.iterdir()) == ["4", "8"], "probing changes nothing"
     for _ in range(2):  # the second time nothing but *.damaged is there: no silent start at step 0
         with checkpoint.open_manager(folder, 2) as manager:
             with pytest.raises(UserError, match="put back a copy .* begin again at step 0"):
-                checkpoint.newest(manager)
+                verify.newest(manager)
     assert sorted(p.name for p in folder.iterdir()) == ["4.damaged", "8.damaged"]
 
 
@@ -146,12 +146,12 @@ def test_one_without_a_manifest_is_used_only_if_an_older_version_made_it(kept, t
     shutil.copytree(kept[0], folder)
     (folder / "8" / manifest.NAME).unlink()
     with checkpoint.open_manager(folder, 2, read_only=True) as manager:
-        assert checkpoint.newest(manager, read_only=True) == 4
+        assert verify.newest(manager, read_only=True) == 4
     assert f"{manifest.NAME} is missing; passed over" in capsys.readouterr().err
     about = folder / "8" / "_CHECKPOINT_METADATA"
     about.write_text(json.dumps({**json.loads(about.read_text()), "custom_metadata": {}}))
     with checkpoint.open_manager(folder, 2) as manager:
-        assert checkpoint.newest(manager) == 8
+        assert verify.newest(manager) == 8
     assert "no checksums (an older version made it)" in capsys.readouterr().err
 
 
@@ -161,10 +161,10 @@ def test_half_written_ones_never_count_and_are_deleted(kept, tmp_path):
     for name in ("12.orbax-checkpoint-tmp", "12.orbax-checkpoint-tmp-sealing"):
         shutil.copytree(folder / "8", folder / name)
     with checkpoint.open_manager(folder, 2, read_only=True) as manager:
-        assert checkpoint.newest(manager, read_only=True) == 8
+        assert verify.newest(manager, read_only=True) == 8
     assert len(list(folder.iterdir())) == 4, "probing deletes nothing"
     with checkpoint.open_manager(folder, 2) as manager:
-        assert checkpoint.newest(manager) == 8
+        assert verify.newest(manager) == 8
     assert sorted(p.name for p in folder.iterdir()) == ["4", "8"]
 
 
@@ -190,7 +190,7 @@ def test_probing_a_run_that_deletes_what_is_being_read(kept, tmp_path, capsys):
         return checkpoint.restore_part(manager, step, like(), encoder)
 
     with checkpoint.open_manager(folder, 1, read_only=True) as manager:
-        found, step = checkpoint.read_newest(manager, read)
+        found, step = verify.read_newest(manager, read)
     assert tried == [8, 12] and step == 12 and capsys.readouterr().err == ""
     np.testing.assert_array_equal(found["params"]["w"], create().params["encoder"]["w"])
 
@@ -407,7 +407,7 @@ def test_no_file_of_a_checkpoint_is_unpickled(kept, tmp_path):
             manifest.write(folder / "8")
         with checkpoint.open_manager(folder, 1, read_only=True) as manager:
             try:
-                step = checkpoint.newest(manager, read_only=True)
+                step = verify.newest(manager, read_only=True)
                 checkpoint.restore_part(manager, step, like(), encoder)
                 checkpoint.restore(manager, step, like())
             except Exception as error:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, checkpoint, host, models, parallel, workdir
+from ssl_jax import augment, checkpoint, host, models, parallel, verify, workdir
 from ssl_jax.data import loader
 from ssl_jax.data.protocol import Source
 from ssl_jax.errors import UserError
@@ -247,7 +247,7 @@ def restore(
     whole = parallel.replicated(mesh)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
     with checkpoint.open_manager(folder / "checkpoints", 1, read_only=True) as manager:
-        found = checkpoint.read_newest(
+        found = verify.read_newest(
             manager,
             lambda step: checkpoint.restore_part(manager, step, like, lambda s: select(method, s)),
         )

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, checkpoint, host, models, parallel, workdir
+from ssl_jax import augment, checkpoint, host, models, parallel, verify, workdir
 from ssl_jax import config as configs
 from ssl_jax.augment.erasing import Erasing
 from ssl_jax.augment.mixing import MODES, Mixing
@@ -369,7 +369,7 @@ def begin(config: ConfigDict, o: probing.Opened, plan: Plan, manager) -> tuple[T
       UserError: `fresh` names no parameter.
     """
     whole = parallel.replicated(o.mesh)
-    latest = checkpoint.newest(manager)
+    latest = verify.newest(manager)
     if latest is not None:
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
