@@ -103,6 +103,7 @@ def method(projector: ConfigDict | dict, temperature: float, loss_scale: float) 
             "sigma": 0.5,  # of DCLW's weights
             "projector": projector,
             "loss_scale": loss_scale,
+            "encoder_rows": 0,  # views that the encoder handles at a time on a device; 0: all
         }
     )
 

@@ -165,6 +165,7 @@ def method(temperature: float, projector: dict, predictor: dict) -> ConfigDict:
             "momentum_final": 1.0,
             "freeze_patch_embed": False,
             "encoder": "online",  # probing reads the base encoder
+            "encoder_rows": 0,  # images that an encoder handles at a time on a device; 0: all
         }
     )
 

@@ -140,6 +140,7 @@ def method(temperature: float, hidden: int, layers: int, loss_scale: float) -> C
             "projector": projector,
             "loss_scale": loss_scale,
             "chunk": 0,  # candidates that the loss handles at a time; 0: all at once
+            "encoder_rows": 0,  # views that the encoder handles at a time on a device; 0: all
         }
     )
 

@@ -21,6 +21,7 @@ FREE_ON_RESUME = (
     "compile_cache",
     "cpu_devices",
     "parallel",
+    "model.remat",
     "monitor",
     "checkpoint",
     "report",
@@ -139,6 +140,8 @@ def load(argument: str) -> tuple[ConfigDict, str]:
     if preset and presets is not None and preset not in presets:
         raise UserError(f"--config: {path} has no preset {preset!r}.{near_misses(preset, presets)}")
     config = module.get_config(preset) if preset else module.get_config()
+    if config.job == "pretrain" and "remat" not in config.model:
+        config.model.remat = False  # True: less memory, one more forward pass, the same numbers
     if not preset and presets is not None and len(presets) > 1:
         preset = next(iter(presets))
     stem = pathlib.Path(path).stem

@@ -19,7 +19,7 @@ from ssl_jax.data.protocol import Lost
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate import collapse, encoder, knn, linear, representation
 from ssl_jax.experiment import Experiment, assemble, begin, compile_step, introduce
-from ssl_jax.report import console, logs
+from ssl_jax.report import commands, console, logs
 from ssl_jax.report import run as report
 from ssl_jax.train import health, loop, stopping
 from ssl_jax.train.state import TrainState
@@ -47,7 +47,13 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     folder = pathlib.Path(config.workdir)
     saved = workdir.read_config(folder)
     if saved is not None:
-        changed = configs.differences(saved.config, config)
+        # A field that is younger than the run: its preset's value is what the run did without it.
+        later, given = commands.later(saved.config), commands.flat(config.to_dict())
+        changed = [
+            field
+            for field in configs.differences(saved.config, config)
+            if field not in later or given.get(field) != later[field]
+        ]
         if changed:
             raise UserError(
                 f"{folder} holds a run whose config differs in {', '.join(changed)}; "

@@ -32,6 +32,8 @@ def make(config: ConfigDict, run: Run) -> Method:
             over the run;
           freeze_patch_embed: the patch projection of a ViT stays as it was drawn;
           encoder: 'online' (as the official code evaluates) or 'target';
+          encoder_rows: images of a view that an encoder handles at a time on a device, 0 for all
+            at once, see `network.forward_in_pieces`;
         `config.views.first` and `.second` the augmentations, `config.model` the encoder. For a ViT
         as MoCo v3's: positions 'sincos_mocov3', initial 'mocov3', pool 'token'.
       run: total_steps.
@@ -53,7 +55,9 @@ def make(config: ConfigDict, run: Run) -> Method:
     momentum = schedules.cosine(c.momentum, c.momentum_final, run.total_steps)
 
     def embed(params, stats, x, axis):
-        h, f = network.forward(encoder, params["encoder"], stats["encoder"], x, axis)
+        h, f = network.forward_in_pieces(
+            encoder, params["encoder"], stats["encoder"], x, axis, c.encoder_rows
+        )
         z, g = network.forward(projector, params["projector"], stats["projector"], h, axis)
         return z, {"encoder": f, "projector": g}
 

@@ -24,6 +24,8 @@ def make(config: ConfigDict, run: Run) -> Method:
           loss_scale: factor on the mean NT-Xent over the 2B rows (the paper's equation 1). The
             official code sums the two directions, which is 2;
           chunk: candidates that the loss handles at a time, 0 for all at once;
+          encoder_rows: views that the encoder handles at a time on a device, 0 for all at once,
+            see `network.forward_in_pieces`;
         `config.views.both` the augmentation of both views, `config.model` the encoder.
       run: not used.
     """
@@ -45,7 +47,9 @@ def make(config: ConfigDict, run: Run) -> Method:
 
     def loss(params, state, views, ctx):
         x = views.reshape(-1, *views.shape[2:])  # [b, 2, s, s, C] -> [2b, s, s, C]
-        h, f = network.forward(encoder, params["encoder"], state["encoder"], x, ctx.axis)
+        h, f = network.forward_in_pieces(
+            encoder, params["encoder"], state["encoder"], x, ctx.axis, config.method.encoder_rows
+        )
         z, g = network.forward(projector, params["projector"], state["projector"], h, ctx.axis)
         z = z.reshape(-1, 2, z.shape[-1])  # [2b, d] -> [b, 2, d]
         value, metrics = contrastive.ntxent_metrics(z[:, 0], z[:, 1], temperature, ctx.axis, chunk)

@@ -5,6 +5,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+from ssl_jax.errors import UserError
 
 
 def create(module: nn.Module, key: jax.Array, x: jax.Array) -> tuple[dict[str, Any], jax.Array]:
@@ -46,6 +49,51 @@ def forward(
         {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"], **more
     )
     return y, after.get("batch_stats", {})
+
+
+def forward_in_pieces(
+    module: nn.Module, params: Any, stats: Any, x: jax.Array, axis: str | None, rows: int
+) -> tuple[jax.Array, Any]:
+    """`forward` of `rows` rows at a time, each piece computed again in the backward pass.
+
+    A loss that compares all rows needs all embeddings, and no more: activations are those of one
+    piece. For a network without BatchNorm value and gradients are those of `forward`; BatchNorm
+    normalises each piece by its own rows (those of all devices) and moves its running statistics
+    piece by piece, as with gradient accumulation. The price is one more forward pass.
+
+    Args:
+      module, params, stats, axis: as for `forward`.
+      x: [b, …], rows of this device.
+      rows: of a piece on a device; 0, or b and more: all at once.
+
+    Returns:
+      as `forward`.
+
+    Raises:
+      UserError: `rows` does not divide b.
+
+    Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
+    Setup" (GradCache). Its two passes are here one scan whose pieces are rematerialised.
+    """
+    b = len(x)
+    if not rows or rows >= b:
+        return forward(module, params, stats, x, axis)
+    if rows < 0 or b % rows:
+        raise UserError(
+            f"--config.method.encoder_rows is {rows}; it must divide the {b} views that a device "
+            "holds of a batch"
+        )
+    pieces = b // rows
+
+    def piece(stats, x):
+        y, stats = forward(module, params, stats, x, axis)
+        return stats, y
+
+    # Piece p is rows p, p + pieces, …: where `jit` splits the rows over devices, every piece is
+    # split alike. [b, …] -> [rows, pieces, …] -> [pieces, rows, …]
+    split = jnp.moveaxis(x.reshape(rows, pieces, *x.shape[1:]), 1, 0)
+    stats, y = lax.scan(jax.checkpoint(piece, prevent_cse=False), stats, split)
+    return jnp.moveaxis(y, 0, 1).reshape(b, -1), stats  # [pieces, rows, d] -> [b, d]
 
 
 def forward_crops(

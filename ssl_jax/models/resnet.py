@@ -94,6 +94,7 @@ class ResNet(nn.Module):
         VICReg).
       group, momentum, epsilon, unbiased: of every BatchNorm.
       dtype: of the computation; parameters and statistics are float32.
+      remat: the backward pass computes every block again from its input, which is all it keeps.
       axis: device axis for BatchNorm; `net.clone(axis=ctx.axis)`.
     """
 
@@ -108,6 +109,7 @@ class ResNet(nn.Module):
     epsilon: float = 1e-5
     unbiased: bool = True
     dtype: Any = jnp.float32
+    remat: bool = False
     axis: str | None = None
 
     @property
@@ -147,6 +149,9 @@ class ResNet(nn.Module):
         if pool:
             # Padded by −∞ on all sides, as torch.nn.MaxPool2d(3, 2, 1).
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        make = Bottleneck if self.bottleneck else BasicBlock
+        if self.remat:
+            make = nn.remat(make, static_argnums=(2,))  # train
         maps = []
         for i, count in enumerate(self.blocks):
             planes = self.width * 2**i
@@ -160,10 +165,8 @@ class ResNet(nn.Module):
                     "name": f"layer{i + 1}_{j}",
                 }
                 if self.bottleneck:
-                    block = Bottleneck(inner=int(planes * self.inner), **shared)
-                else:
-                    block = BasicBlock(**shared)
-                x = block(x, train)
+                    shared["inner"] = int(planes * self.inner)
+                x = make(**shared)(x, train)
             maps.append(x)
         return tuple(maps)
 

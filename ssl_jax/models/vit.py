@@ -163,6 +163,7 @@ class ViT(nn.Module):
         must also leave it alone: weight decay needs no gradient.
       initial: 'mae', 'mocov3' or 'dino': initial values as that code.
       dtype: of the computation; parameters are float32.
+      remat: the backward pass computes every block again from its input, which is all it keeps.
       axis: unused (no BatchNorm); every encoder has it, for `net.clone(axis=ctx.axis)`.
     """
 
@@ -179,6 +180,7 @@ class ViT(nn.Module):
     freeze_patch: bool = False
     initial: str = "mae"
     dtype: Any = jnp.float32
+    remat: bool = False
     axis: str | None = None
 
     @property
@@ -200,8 +202,9 @@ class ViT(nn.Module):
             table = sincos(self.width, grid, self.positions)
             self.table = jnp.pad(table, ((int(self.token), 0), (0, 0)))
         rate = self.drop_path / max(self.depth - 1, 1)
+        make = nn.remat(Block) if self.remat else Block
         self.blocks = [
-            Block(self.width, self.heads, self.mlp, rate * i, self.initial, self.dtype)
+            make(self.width, self.heads, self.mlp, rate * i, self.initial, self.dtype)
             for i in range(self.depth)
         ]
         self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)

@@ -60,7 +60,7 @@ PANELS = {
 # Said elsewhere, or of no interest on their own.
 LEFT_OUT = (
     "step", "epoch", "skipped", "skipped_in_a_row", "data_wait_seconds", "data_wait_share",
-    "feature_std",
+    "seconds_steps", "seconds_monitor", "seconds_checkpoint", "feature_std",
 )  # fmt: skip
 GROUPS = {
     "training": "Training",

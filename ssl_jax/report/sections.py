@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ssl_jax.evaluate import collapse
@@ -126,6 +127,8 @@ def measures(run: Run) -> list[tuple[str, str]]:
         shown.append(("speed", f"{speed:,.0f} images/s"))
     if is_number(r.get("wall_seconds")):
         shown.append(("time", console.duration(r["wall_seconds"])))
+    if spent := phases(run.records):
+        shown.append(("of the time", spent))
     if is_number(r.get("peak_memory_bytes")):
         shown.append(("peak memory", f"{r['peak_memory_bytes'] / 2**30:.2f} GiB"))
     for key, name in (
@@ -136,6 +139,28 @@ def measures(run: Run) -> list[tuple[str, str]]:
         if r.get(key):
             shown.append((name, f"{r[key]:,}"))
     return shown
+
+
+def phases(records: Sequence[Mapping[str, Any]]) -> str:
+    """'steps 93 % (waiting for data 1 %), monitors 5 %, checkpoints 2 %', '' where not logged.
+
+    From the first log to the last: start and end of the run are not in it.
+
+    Args:
+      records: lines of metrics.jsonl.
+    """
+    logged = [r for r in records if is_number(r.get("seconds_steps"))]
+    steps, monitors, saves = (
+        sum(r[f"seconds_{name}"] for r in logged) for name in ("steps", "monitor", "checkpoint")
+    )
+    whole = steps + monitors + saves
+    if not whole:
+        return ""
+    waiting = sum(r["seconds_steps"] * r["data_wait_share"] for r in logged)
+    return (
+        f"steps {steps / whole:.0%} (waiting for data {waiting / whole:.0%}), "
+        f"monitors {monitors / whole:.0%}, checkpoints {saves / whole:.0%}"
+    ).replace("%", " %")
 
 
 def commands(run: Run) -> str:

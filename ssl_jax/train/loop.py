@@ -21,7 +21,10 @@ class Hooks(NamedTuple):
     """What happens beside training; every function may be slow, none changes the state.
 
     Attributes:
-      log: (step, metrics: dict of floats) -> None, one log interval later than measured.
+      log: (step, metrics: dict of floats) -> None, one log interval later than measured. Beside
+        the step's own metrics, of the interval: 'images_per_second'; 'data_wait_share', the part
+        of the time in which the device lacked a batch; 'seconds_steps', 'seconds_monitor' and
+        'seconds_checkpoint', which together are the time since the log before.
       bad: (list of (step, 'loss' or 'gradient norm')) -> None, before `log` where there are any:
         the steps skipped since the log before, and what was not finite.
       monitor: (state) -> None.
@@ -72,6 +75,7 @@ def train(
     in_flight = collections.deque()  # when the queued steps end, in futures
     watcher = ThreadPoolExecutor(1, "ssl_jax_watcher")
     waited = 0.0  # seconds that the device lacked a batch, since the log before
+    looked = saved = 0.0  # seconds in the hooks monitor and checkpoint, since the log before
     recent = []  # (step, loss, gradient norm) of the steps since the last log, on the device
     skipped = int(jax.device_get(state.skipped))  # in all, at the last log
     logged = None  # (step, metrics on their way to the host, what is measured here, recent)
@@ -107,16 +111,27 @@ def train(
             measured = {
                 "images_per_second": rows * (done - clock_step) / seconds,
                 "data_wait_share": min(waited / seconds, 1.0),
+                "seconds_steps": seconds,
+                "seconds_monitor": looked,
+                "seconds_checkpoint": saved,
             }
             logged = done, metrics, measured, recent
-            clock, clock_step, waited, recent = now, done, 0.0, []
+            clock, clock_step, recent = now, done, []
+            waited = looked = saved = 0.0
             jax.tree.map(lambda m: m.copy_to_host_async(), metrics)
-        pause = time.perf_counter()
+        # What the hooks take is not the steps': images_per_second is of training alone.
+        begun = time.perf_counter()
         if every.monitor and done % every.monitor == 0 and done < stop:
             hooks.monitor(state)
+        between = time.perf_counter()
         if every.checkpoint and done % every.checkpoint == 0 and done < stop:
             hooks.checkpoint(state)
-        clock += time.perf_counter() - pause  # images_per_second is of training alone
+        ended = time.perf_counter()
+        looked, saved, clock = (
+            looked + between - begun,
+            saved + ended - between,
+            clock + ended - begun,
+        )
         if done < stop and hooks.stop(done):
             break
     flush()

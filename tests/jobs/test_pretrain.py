@@ -1,6 +1,7 @@
 """The whole road: a run that ends, one that is stopped, killed, continued, probed, refused."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -79,6 +80,18 @@ def test_another_config_in_the_same_workdir_is_refused(finished, capsys):
     assert tiny_run.run(finished, "--config.optimizer.learning_rate=0.5") == 2
     err = capsys.readouterr().err
     assert "differs in optimizer.learning_rate" in err and "--workdir" in err
+
+
+def test_a_run_older_than_a_field_goes_on_as_it_began(finished, tmp_path, capsys):
+    """As after an upgrade: what its config does not name, it did as the preset says."""
+    old = tmp_path / "old"
+    shutil.copytree(finished, old)
+    content = json.loads((old / "config.json").read_text())
+    del content["config"]["method"]["encoder_rows"], content["config"]["optimizer"]["momentum"]
+    (old / "config.json").write_text(json.dumps(content))
+    assert tiny_run.run(old) == 0 and "is finished" in capsys.readouterr().out
+    assert tiny_run.run(old, "--config.method.encoder_rows=8") == 2
+    assert "differs in method.encoder_rows;" in capsys.readouterr().err
 
 
 def test_the_same_seed_gives_the_same_fingerprint_and_another_one_another(finished, tmp_path):

@@ -1,5 +1,7 @@
 """The hot loop: hooks at their steps, no hidden transfers, no second trace."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +71,42 @@ def test_hooks_are_called_at_their_steps_and_nothing_else_leaves_the_device(part
         assert all(isinstance(v, float) for v in metrics.values())
         assert metrics["images_per_second"] > 0 and np.isfinite(metrics["loss"])
     assert len(parts[3]) == 1, "traced once"
+
+
+def test_the_phases_of_an_interval_are_its_whole_time(parts, monkeypatch):
+    """On a clock that only steps (1 s), monitors (20 s) and checkpoints (300 s) move."""
+    create, step, mesh, _ = parts
+    clock, logged = [0.0], []
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def takes(seconds, result=None):
+        clock[0] += seconds
+        return result
+
+    hooks = loop.Hooks(
+        log=lambda done, metrics: logged.append(metrics),
+        bad=lambda steps: None,
+        monitor=lambda state: takes(20.0),
+        checkpoint=lambda state: takes(300.0),
+        stop=lambda done: False,
+    )
+    image = np.zeros((1, 16, 4, 4, 1), np.uint8)
+    batches = (parallel.put_batch({"image": image}, mesh) for _ in range(9))
+    loop.train(
+        lambda state, batch: takes(1.0, step(state, batch)),
+        create(jax.random.key(0)),
+        batches,
+        start=0,
+        stop=9,
+        rows=16,
+        every=loop.Every(log=2, monitor=2, checkpoint=4),
+        hooks=hooks,
+    )
+    # Logs at 2, 4, 6, 8 and 9; what follows a log is the next one's.
+    assert [m["seconds_steps"] for m in logged] == [2, 2, 2, 2, 1]
+    assert [m["seconds_monitor"] for m in logged] == [0, 20, 20, 20, 20]
+    assert [m["seconds_checkpoint"] for m in logged] == [0, 0, 300, 0, 300]
+    assert [m["images_per_second"] for m in logged] == [16] * 5
 
 
 def test_logged_values_are_those_of_their_step(parts):

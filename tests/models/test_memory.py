@@ -1,0 +1,142 @@
+"""Less memory for the same numbers: blocks that are computed again, encoders in pieces."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from ssl_jax import models, parallel
+from ssl_jax.errors import UserError
+from ssl_jax.methods import METHODS
+from ssl_jax.methods.protocol import Context, Run
+from ssl_jax.models import network
+
+NETS = {
+    "resnet": {"name": "resnet18", "width": 8, "blocks": (1, 1), "stem": "small"},
+    "bottleneck": {"name": "resnet50", "width": 8, "blocks": (1, 1), "stem": "small"},
+    "vit": {"name": "vit", "size": 32, "patch": 4, "width": 32, "depth": 6, "heads": 4},
+}
+
+
+def equal(a, b, rtol, atol):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
+
+
+def distance(a, b):
+    """‖a − b‖ / ‖a‖ of two trees."""
+    a, b = jax.tree.map(np.asarray, (a, b))
+    return float(optax.global_norm(jax.tree.map(np.subtract, a, b)) / optax.global_norm(a))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_remat_keeps_less_for_the_same_numbers(name):
+    """What the forward pass keeps for the backward pass. (XLA on CPU undoes it, others do not.)"""
+    x = jax.random.normal(jax.random.key(1), (8, 32, 32, 3))
+    found, kept = [], []
+    for remat in (False, True):
+        net = models.make({**NETS[name], "remat": remat})
+        variables, _ = network.create(net, jax.random.key(0), x)
+        stats = variables["batch_stats"]
+
+        def forward(params, net=net, stats=stats):
+            return network.forward(net, params, stats, x, None)
+
+        def gradient(params, forward=forward):
+            y, backward, after = jax.vjp(forward, params, has_aux=True)
+            return y, backward(jnp.cos(y)), after
+
+        found.append((variables, jax.jit(gradient)(variables["params"])))
+        backward = jax.eval_shape(lambda p, f=forward: jax.vjp(f, p)[1], variables["params"])
+        kept.append(sum(r.size * r.dtype.itemsize for r in jax.tree.leaves(backward)))
+    equal(*found, rtol=1e-4, atol=1e-5)
+    assert kept[1] < 0.5 * kept[0]
+
+
+def method(name, rows):
+    """A method whose encoder has no BatchNorm, so that pieces can equal the whole."""
+    config = tiny.config(name)
+    with config.unlocked():
+        config.model = dict(NETS["vit"], size=28, depth=2)
+        config.method.encoder_rows = rows
+    return METHODS[name](config, Run(examples=64, batch=16, steps_per_epoch=4, total_steps=10))
+
+
+@functools.cache
+def begun(name):
+    """(params, state, views) of 16 images."""
+    one = method(name, 0)
+    zero = jnp.zeros((), jnp.int32)
+    ctx = Context(zero, zero, jnp.zeros(()), jax.random.key(3), None)
+    image = np.random.default_rng(0).integers(0, 255, (16, 28, 28, 1), dtype=np.uint8)
+    views = jax.jit(lambda x: one.views(ctx.key, {"image": x}, ctx))(image)
+    return *jax.jit(one.init)(jax.random.key(0), views), views, ctx
+
+
+@pytest.mark.parametrize("name", ["simclr", "dcl", "moco_v3"])
+def test_an_encoder_in_pieces_has_the_gradient_of_the_whole_batch(name):
+    params, state, views, ctx = begun(name)
+
+    def gradient(rows, views=views):
+        loss = method(name, rows).loss
+        compiled = jax.jit(jax.value_and_grad(lambda p: loss(p, state, views, ctx), has_aux=True))
+        return compiled(params)
+
+    (value, aux), whole = gradient(0)
+    (other_value, other_aux), pieces = gradient(4)
+    assert abs(value - other_value) < 1e-5 * abs(value) and distance(whole, pieces) < 3e-5
+    equal(aux, other_aux, rtol=1e-4, atol=1e-5)
+    # Micro-batches, each with negatives of its own, are something else.
+    halves = [gradient(0, some)[1] for some in (views[:8], views[8:])]
+    assert distance(whole, jax.tree.map(lambda a, b: (a + b) / 2, *halves)) > 0.01
+    with pytest.raises(UserError, match=r"encoder_rows is 5; it must divide the (32|16) views"):
+        gradient(5)
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "jit"])
+def test_pieces_on_four_devices_are_those_of_one(mode):
+    params, state, views, ctx = begun("simclr")
+    image = np.random.default_rng(0).integers(0, 255, (1, 16, 28, 28, 1), dtype=np.uint8)
+    found = []
+    for devices, rows in ((1, 0), (4, 4 if mode == "shard_map" else 8)):
+        one = method("simclr", rows)
+
+        def gradient(state, batch, axis, one=one):
+            local = ctx._replace(axis=axis)
+            seen = one.views(ctx.key, jax.tree.map(lambda x: x[0], batch), local)
+
+            def mean(params):
+                loss = one.loss(params, state["state"], seen, local)[0]
+                return parallel.pmean(loss, axis)
+
+            value, grads = jax.value_and_grad(mean)(state["params"])
+            return state, parallel.pmean((value, grads), axis)
+
+        mesh = parallel.mesh(jax.devices()[:devices])
+        step = parallel.compile_step(gradient, mesh, mode)
+        whole = jax.device_put({"params": params, "state": state}, parallel.replicated(mesh))
+        whole = jax.tree.map(jnp.copy, whole)
+        found.append(step(whole, parallel.put_batch({"image": image}, mesh, mode))[1])
+    assert distance(*found) < 1e-3  # the views differ by rounding as well
+
+
+def test_pieces_need_the_memory_of_one():
+    """What the encoder of 256 views keeps, in pieces of 16: a small part of the whole."""
+    net = models.make(NETS["vit"])
+    x = jax.random.normal(jax.random.key(1), (256, 32, 32, 3))
+    params = network.create(net, jax.random.key(0), x[:2])[0]["params"]
+
+    def temporary(rows):
+        def loss(params):
+            z, _ = network.forward_in_pieces(net, params, {}, x, None, rows)
+            return jnp.sum(jax.nn.logsumexp(z @ z.T, 1))  # needs every row at once
+
+        compiled = jax.jit(jax.grad(loss)).lower(params).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(16) < 0.15 * temporary(0)
