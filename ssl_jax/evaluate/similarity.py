@@ -177,8 +177,12 @@ def hardness(x: jax.Array, y: jax.Array, temperatures: Sequence[float]) -> list[
     return rows
 
 
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's ρ of two series, ties by their mean rank; NaN where one of them is constant."""
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """Spearman's ρ of two series, ties by their mean rank, and its two-sided p value (by t).
+
+    NaN where one of them is constant.
+    """
     from scipy import stats
 
-    return float(stats.spearmanr(a, b).statistic)
+    found = stats.spearmanr(a, b)
+    return float(found.statistic), float(found.pvalue)

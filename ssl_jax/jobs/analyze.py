@@ -38,15 +38,19 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     results = probing.each(
         config, cluster, lambda o: measure(o, config), labels=False, compare=correlations
     )
-    table = correlations(results).get("rank_correlation")
-    if table and jax.process_index() == 0:
+    found = correlations(results)
+    if found and jax.process_index() == 0:
         print("\nrank correlation with the probes over the runs (Spearman)")
-        print(f"  {'':<26}" + "".join(f"{probe:>13}" for probe in PROBES))
+        print(f"  {'':<26}" + "".join(f"{probe:>18}" for probe in PROBES))
+        rho, p = found["rank_correlation"], found["rank_correlation_p"]
         for key in NUMBERS:
-            both = (table[probe][key] for probe in PROBES)
-            print(
-                f"  {key:<26}" + "".join(f"{'–' if r is None else f'{r:+.2f}':>13}" for r in both)
+            cells = (
+                "–"
+                if rho[probe][key] is None
+                else f"{rho[probe][key]:+.2f} (p {p[probe][key]:.2g})"
+                for probe in PROBES
             )
+            print(f"  {key:<26}" + "".join(f"{cell:>18}" for cell in cells))
     return 0
 
 
@@ -58,18 +62,23 @@ def correlations(results: list[dict]) -> dict:
 
     Returns:
       {'rank_correlation': {probe: {number: Spearman's ρ, None where one of both is constant or
-      missing}}}; {} of fewer than three runs, or without probes.
+      missing}}, 'rank_correlation_p': its p values, alike}; {} of fewer than three runs, or
+      without probes.
     """
     if len(results) < 3 or not all(probe in r for r in results for probe in PROBES):
         return {}
     series = {key: [r.get(key) for r in results] for key in (*NUMBERS, *PROBES)}
 
-    def rho(a: str, b: str) -> float | None:
+    def both(a: str, b: str) -> tuple[float | None, float | None]:
         if None in series[a] or min(len(set(series[a])), len(set(series[b]))) == 1:
-            return None
+            return None, None
         return similarity.rank_correlation(series[a], series[b])
 
-    return {"rank_correlation": {p: {key: rho(key, p) for key in NUMBERS} for p in PROBES}}
+    found = {probe: {key: both(key, probe) for key in NUMBERS} for probe in PROBES}
+    return {
+        name: {probe: {key: pair[i] for key, pair in row.items()} for probe, row in found.items()}
+        for i, name in enumerate(("rank_correlation", "rank_correlation_p"))
+    }
 
 
 def measure(o: probing.Opened, config: ConfigDict) -> dict:

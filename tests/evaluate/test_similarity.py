@@ -87,5 +87,8 @@ def test_the_views_of_a_run_are_its_own(config, sizes):
 
 
 def test_rank_correlation_is_of_ranks():
-    assert similarity.rank_correlation([1, 2, 3, 40], [0.1, 0.2, 0.3, 0.31]) == pytest.approx(1)
-    assert similarity.rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert similarity.rank_correlation([1, 2, 3, 40], [0.1, 0.2, 0.3, 0.31])[0] == pytest.approx(1)
+    assert similarity.rank_correlation([1, 2, 3], [3, 2, 1])[0] == pytest.approx(-1)
+    # One swap of five: ρ = 1 − 6·2 / (5·24) = 0.9, t = ρ √(3 / (1 − ρ²)) = 3.576 with 3 degrees.
+    rho, p = similarity.rank_correlation([1, 2, 3, 4, 5], [2, 1, 3, 4, 5])
+    assert rho == pytest.approx(0.9) and p == pytest.approx(0.0374, abs=1e-4)
