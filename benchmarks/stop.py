@@ -1,0 +1,72 @@
+"""How long a run takes from SIGTERM until all its processes are out, saved.
+
+    python -m benchmarks.stop [--processes 1 2] [--rounds 5] [--seed 0]
+
+The tiny run of benchmarks/chaos.py is asked to stop, one process of it, at a random moment of its
+steps; it must save and end with code 143, and the last step logged must be the one that was saved.
+Prints the median and range of the seconds; exit code 1 where a stop was not as it must be.
+"""
+
+import argparse
+import pathlib
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+
+from benchmarks import chaos
+
+EXIT_STOPPED = 143
+PATIENCE = 60.0  # seconds after which a stop has failed
+
+
+def stop(folder: pathlib.Path, processes: int, draw: random.Random) -> tuple[float | None, str]:
+    """One run, asked to stop.
+
+    Returns:
+      (seconds, '') or (None or seconds, what is wrong).
+    """
+    running = chaos.start(folder, 100_000, processes)
+    first = draw.randint(2, 12)
+    if not chaos.wait(running, lambda: max(chaos.logged(folder), default=0) >= first, chaos.LIMIT):
+        return None, chaos.said(folder, processes)
+    time.sleep(draw.uniform(0, 0.5))
+    running[draw.randrange(processes)].send_signal(signal.SIGTERM)
+    seconds = chaos.end(running, PATIENCE)
+    codes = [p.returncode for p in running]
+    if set(codes) != {EXIT_STOPPED}:
+        return seconds, f"exit codes {codes}\n{chaos.said(folder, processes)}"
+    if max(chaos.saved(folder), default=0) != max(chaos.logged(folder)):
+        return seconds, f"saved {chaos.saved(folder)}, logged {chaos.logged(folder)[-3:]}"
+    return seconds, ""
+
+
+def main() -> int:
+    """Stops and prints; 1 where one was not as it must be."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    a = parser.parse_args()
+    draw, wrong = random.Random(a.seed), 0
+    print("| processes of two devices | seconds from SIGTERM, median (range) |\n|---|---|")
+    with tempfile.TemporaryDirectory() as root:
+        for n in a.processes:
+            found = []
+            for i in range(a.rounds):
+                seconds, problem = stop(pathlib.Path(root) / f"run{n}_{i}", n, draw)
+                if problem:
+                    wrong += 1
+                    print(problem, file=sys.stderr)
+                if seconds is not None:
+                    found.append(seconds)
+            if found:
+                spread = f"({min(found):.1f} … {max(found):.1f})"
+                print(f"| {n} | {statistics.median(found):.1f} {spread} |", flush=True)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
