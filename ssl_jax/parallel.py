@@ -32,6 +32,11 @@ def pmean(x: Any, axis: str | None) -> Any:
     return lax.pmean(x, axis)
 
 
+def psum(x: Any, axis: str | None) -> Any:
+    """Sum of a pytree over the devices; `x` itself when axis is None."""
+    return x if axis is None else lax.psum(x, axis)
+
+
 def gather(x: Any, axis: str | None) -> Any:
     """Rows of all devices in device order: each leaf [b, …] -> [B, …].
 

@@ -14,6 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import sequential_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ssl_jax import parallel
 
 # Products summed for one element of the gradient before the next images are taken, as measured:
 # fewer make more calls, more leave the caches.
@@ -58,8 +64,13 @@ def _weight_gradient_by_convolution(x, dy, size, stride, padding):
     return jax.vjp(lambda k: _forward(x, k, stride, padding), kernel)[1](dy)[0]
 
 
-def _weight_gradient_of_few(x, dy, size, stride, padding):
-    """The same sum over a few images at a time; for a 1×1 kernel as one matrix product."""
+@functools.partial(custom_partitioning, static_argnums=(2, 3, 4))
+def _sum_of_few(x, dy, size, stride, padding):
+    """The same sum over a few images at a time; for a 1×1 kernel as one matrix product.
+
+    Returns:
+      float32 [size, size, c, o].
+    """
     b, h, w, c = x.shape
     _, oh, ow, o = dy.shape
     if size == 1 and padding == 0:
@@ -68,7 +79,7 @@ def _weight_gradient_of_few(x, dy, size, stride, padding):
         product = jnp.matmul(
             dy.reshape(-1, o).T, seen.reshape(-1, c), preferred_element_type=jnp.float32
         )
-        return product.T.reshape(1, 1, c, o).astype(x.dtype)
+        return product.T.reshape(1, 1, c, o)
     most = min(b, max(1, CONTRACTION // (oh * ow)))
     # A divisor of b where there is one; else images of zeros, which add nothing, fill the last
     # chunk, at the price of a copy of x and dy.
@@ -79,10 +90,7 @@ def _weight_gradient_of_few(x, dy, size, stride, padding):
     # Zeros behind the map, or fewer of its rows where the stride leaves some unread.
     after = [stride * (n_out - 1) + size - padding - n_in for n_out, n_in in ((oh, h), (ow, w))]
 
-    # Chunk k is images k, k + chunks, …, so that where `jit` splits the batch over devices every
-    # chunk is split alike. (Runs of neighbours would have to move, in collectives of a few devices
-    # that hang on CPU.)
-    x = x.reshape(images, chunks, h, w, c)
+    x = x.reshape(images, chunks, h, w, c)  # chunk k is images k, k + chunks, …
     dy = dy.reshape(images, chunks, oh, ow, o)
 
     def add(total, k):
@@ -100,7 +108,40 @@ def _weight_gradient_of_few(x, dy, size, stride, padding):
         ), None
 
     total, _ = lax.scan(add, jnp.zeros((c, size, size, o), jnp.float32), jnp.arange(chunks))
-    return total.transpose(1, 2, 0, 3).astype(x.dtype)
+    return total.transpose(1, 2, 0, 3)
+
+
+def _on_each_device(size, stride, padding, mesh, arguments, result):
+    """How `jit` splits `_sum_of_few` where it splits the batch: each device sums its own images.
+
+    Then all devices are summed. Left to itself the partitioner sees a few images of a whole batch
+    picked in a loop, and gathers the maps of all of them on every device.
+
+    Under `shard_map`, and on one device, JAX takes the function as it stands. (The compilation
+    cache does not see what is called here: it takes functions of other versions for equal.)
+    """
+    batch = arguments[1].sharding.spec[0]
+    rows = NamedSharding(mesh, P(batch))
+
+    def total(x, dy):
+        return parallel.psum(_sum_of_few.fun(x, dy, size, stride, padding), batch)
+
+    return mesh, total, parallel.replicated(mesh), (rows, rows)
+
+
+_sum_of_few.def_partition(
+    _on_each_device,
+    sharding_rule="b h w c, b i j o -> k l c o",
+    reduction_factors=("b",),
+    need_replication_factors=tuple("hwcijokl"),
+)
+
+
+def _weight_gradient_of_few(x, dy, size, stride, padding):
+    """The gradient with respect to a [size, size, c, o] kernel by `_sum_of_few`."""
+    # custom_partitioning has no rule for vmap.
+    total = sequential_vmap(lambda x, dy: _sum_of_few(x, dy, size, stride, padding))(x, dy)
+    return total.astype(x.dtype)
 
 
 def _convolve_fwd(x, kernel, stride, padding):

@@ -13,6 +13,7 @@ from benchmarks import collectives
 from ssl_jax import parallel
 from ssl_jax.methods import METHODS
 from ssl_jax.methods.protocol import Run
+from ssl_jax.models import conv
 from ssl_jax.train import optimizers, schedules
 from ssl_jax.train.state import make_create
 from ssl_jax.train.step import make_step
@@ -22,7 +23,7 @@ BATCH, DEVICES, WIDTH = 32, 4, 8
 RUN = Run(examples=64, batch=BATCH, steps_per_epoch=2, total_steps=12)
 # Where no axis is named the partitioner decides what travels; it has most to decide where views
 # are joined, permuted or picked. All methods under it: `python -m benchmarks.collectives`.
-GLOBAL_VIEW = ("moco_v1", "swav", "mae", "jigsaw")
+GLOBAL_VIEW = ("simclr", "moco_v1", "swav", "mae", "jigsaw")
 
 
 def text_of(step, mode, state, batch):
@@ -101,12 +102,21 @@ def test_no_image_and_nothing_needless_crosses_devices(name):
 
 
 @pytest.mark.parametrize("name", GLOBAL_VIEW)
-def test_nor_where_the_partitioner_decides(name):
+def test_nor_where_the_partitioner_decides(name, monkeypatch):
+    # As with large maps, of which fewer are taken at a time than there are devices.
+    monkeypatch.setattr(conv, "CONTRACTION", 1)
     found, state, config = sent(name, "jit")
     assert not collectives.image_sized(found, collectives.images(config, DEVICES, state.params))
-    assert sum(map(collectives.size, found)) >= leaf_bytes(state.params)
-    rest = [c for c in found if collectives.part(c) != "gradients"]
+    gradients = [c for c in found if collectives.part(c) == "gradients"]
+    rest = [c for c in found if c not in gradients]
+    # Those of BatchNorm's parameters are among the rest; a kernel has one for each size of views.
+    once, sizes = leaf_bytes(state.params), len({v.size for v in config.views.values()})
+    assert 0.75 * once < sum(map(collectives.size, gradients)) <= sizes * once
+    assert sum(map(collectives.size, found)) >= once
     assert sum(map(collectives.size, rest)) < 16_384
+    assert all(c.times == 1 for c in gradients), "none in the loop over the images"
+    for c in found:
+        assert c.kind == "all-reduce" or collectives.elements(c) <= 2 * BATCH * WIDTH, c
 
 
 def test_pmap_sends_what_shard_map_sends():

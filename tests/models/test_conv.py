@@ -1,7 +1,6 @@
 """The convolution and its gradients against flax's, however it is compiled and mapped."""
 
 import functools
-import re
 
 import flax.linen as nn
 import jax
@@ -11,6 +10,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks import collectives
 from ssl_jax import parallel
 from ssl_jax.models import conv
 
@@ -58,7 +58,7 @@ def test_bfloat16_gradient_is_summed_in_float32(size, monkeypatch):
     assert gradient[size // 2, size // 2].item() == 772
 
 
-@pytest.mark.parametrize("mode", ["shard_map", "pmap", "scan"])
+@pytest.mark.parametrize("mode", ["shard_map", "pmap", "vmap", "scan"])
 def test_gradient_under_maps(mode):
     module, _ = both(3, 1, features=2)
     x = jax.random.normal(jax.random.key(1), (8, 4, 4, 3))
@@ -80,31 +80,36 @@ def test_gradient_under_maps(mode):
     elif mode == "pmap":
         f = jax.pmap(gradient, in_axes=(None, 0))
         got = f(params, x.reshape(4, 2, 4, 4, 3))["kernel"].sum(0)
+    elif mode == "vmap":
+        f = jax.vmap(gradient, in_axes=(None, 0))
+        got = f(params, x.reshape(4, 2, 4, 4, 3))["kernel"].sum(0)
     else:
         f = jax.jit(lambda p, x: jax.lax.scan(lambda c, x: (c, gradient(p, x)), 0, x)[1])
         got = f(params, x.reshape(4, 2, 4, 4, 3))["kernel"].sum(0)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
-def test_chunks_stay_on_their_device_where_jit_splits_the_batch(monkeypatch):
-    """Runs of neighbours would have to move, in collectives of two devices that hang on CPU."""
-    monkeypatch.setattr(conv, "CONTRACTION", 4 * 4 * 4)  # 4 images at a time, 2 on each device
+@pytest.mark.parametrize("size, stride", [(3, 1), (7, 2), (1, 1), (1, 2)])
+def test_maps_stay_on_their_device_where_jit_splits_the_batch(size, stride, monkeypatch):
+    """With 16 images at a time and with one, which is less than one a device."""
     mesh = parallel.mesh()
-    module, _ = both(3, 1)
-    x = jax.ShapeDtypeStruct(
-        (8, 4, 4, 3), jnp.float32, sharding=NamedSharding(mesh, P(parallel.AXIS))
-    )
-    params = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
-    params = jax.tree.map(
-        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=parallel.replicated(mesh)), params
-    )
+    module, flax = both(size, stride)
+    x = jax.random.normal(jax.random.key(1), (16, 4, 4, 3))
+    params = module.init(jax.random.key(0), x)["params"]
 
-    def gradient(params, x):
+    def gradient(module, params, x):
         return jax.grad(lambda p: jnp.sum(jnp.square(module.apply({"params": p}, x))))(params)
 
-    text = jax.jit(gradient).lower(params, x).compile().as_text()
-    kinds = set(re.findall(r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)\(", text))
-    assert kinds == {"all-reduce"}, "the sum over devices and nothing else"
+    want = gradient(flax, params, x)["kernel"]
+    split = jax.device_put(x, NamedSharding(mesh, P(parallel.AXIS)))
+    whole = jax.device_put(params, parallel.replicated(mesh))
+    for images in (16, 1):
+        monkeypatch.setattr(conv, "CONTRACTION", images * (4 // stride) ** 2)
+        compiled = jax.jit(functools.partial(gradient, module)).lower(whole, split).compile()
+        found = collectives.read(compiled.as_text(), mesh.devices.size)
+        sent = [(c.kind, collectives.elements(c), c.times) for c in found]
+        assert sent == [("all-reduce", size * size * 3 * 5, 1)], "the gradient, and that once"
+        np.testing.assert_allclose(compiled(whole, split)["kernel"], want, rtol=1e-4, atol=1e-4)
 
 
 def test_only_cpu_takes_a_few_images_at_a_time():
