@@ -30,11 +30,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint._src.metadata import array_metadata_store
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from ssl_jax import manifest, parallel, verify
+from ssl_jax import manifest, patience, verify
 from ssl_jax.errors import UserError, warn
 
-# Seconds between the attempts of a run's last save: ten minutes in all.
-WAITS = (1, 2, 5, 10, 20, 22, *(30,) * 18)
 TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX  # in the name of a step until it is whole
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -161,8 +159,8 @@ def save(manager, state: Any, knn_top1: float | None = None) -> None:
 def save_last(manager, state: Any, knn_top1: float | None = None) -> None:
     """Saves `state` and returns when it is on disk; every process calls it.
 
-    Where that fails it is tried again for ten minutes (`WAITS`): at the end of a run, or when it is
-    asked to stop, there is no later save.
+    Where that fails it is tried again for ten minutes (`patience.insist`): at the end of a run, or
+    when it is asked to stop, there is no later save.
 
     Args:
       manager, state, knn_top1: as for `save`.
@@ -171,26 +169,16 @@ def save_last(manager, state: Any, knn_top1: float | None = None) -> None:
       UserError: it could not be saved in all that time.
     """
     step = int(state.step)
-    for wait in (*WAITS, None):
-        problem = None
-        if jax.process_index() == 0:
-            _settle(manager)
-            problem = _start(manager, state, step, knn_top1) or _settle(manager)
-        if not parallel.from_first(problem is not None):
-            return
-        if wait is None:
-            why = f" ({problem})" if problem else ""
-            raise UserError(
-                f"checkpoint {manager.directory / str(step)} could not be saved for "
-                f"{sum(WAITS) / 60:.0f} minutes{why}; when it can, the same command continues from "
-                "the checkpoint before"
-            )
-        if problem:
-            warn(
-                f"checkpoint {manager.directory / str(step)} is not saved ({problem}); "
-                f"trying again in {wait} s"
-            )
-        time.sleep(wait)
+
+    def attempt() -> str | None:
+        _settle(manager)
+        return _start(manager, state, step, knn_top1) or _settle(manager)
+
+    patience.insist(
+        attempt,
+        f"checkpoint {manager.directory / str(step)}",
+        "when it can, the same command continues from the checkpoint before",
+    )
 
 
 def restore(manager, step: int, like: Any) -> Any:

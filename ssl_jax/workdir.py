@@ -7,11 +7,13 @@ import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
+from ssl_jax import patience
 from ssl_jax.errors import UserError
 from ssl_jax.methods.protocol import Run
 
@@ -78,23 +80,61 @@ def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and "fingerprint" in content else None
 
 
+def write_result(file: pathlib.Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+    """Writes a result.json, tried again for ten minutes as the last checkpoint of a run is.
+
+    Every process calls it; process 0 makes and writes, the others wait.
+
+    Args:
+      file: its path.
+      make: what to write. It may write files of its own, and is called again where that fails.
+
+    Returns:
+      what `make` returned; None on other processes than 0.
+
+    Raises:
+      UserError: it could not be written in all that time.
+    """
+    content = None
+
+    def attempt() -> str | None:
+        nonlocal content
+        try:
+            content = make()
+            _write(file, content)
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
+
+    patience.insist(attempt, str(file), "the same command writes it when it can")
+    return content
+
+
 def write_json(file: pathlib.Path, content: dict[str, Any]) -> None:
     """Writes JSON whole or not at all: to a file beside it, then renamed over it.
 
     Raises:
       UserError: the folder cannot be written.
     """
+    try:
+        _write(file, content)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {file}: {error.strerror}; choose another --workdir"
+        ) from error
+
+
+def _write(file: pathlib.Path, content: dict[str, Any]) -> None:
+    """See `write_json`; raises OSError."""
     beside = file.with_name(file.name + ".tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
         os.replace(beside, file)
-    except OSError as error:
+    except OSError:
         with contextlib.suppress(OSError):
             beside.unlink()
-        raise UserError(
-            f"cannot write {file}: {error.strerror}; choose another --workdir"
-        ) from error
+        raise
 
 
 def _check(config: ConfigDict, run: Any, cpu_devices: Any) -> None:

@@ -17,7 +17,7 @@ import pytest
 import tiny_run
 from test_checkpoint import create, encoder, like, whole
 
-from ssl_jax import checkpoint, manifest, verify, workdir
+from ssl_jax import checkpoint, manifest, patience, verify, workdir
 from ssl_jax.errors import UserError
 from ssl_jax.report import logs
 
@@ -302,7 +302,7 @@ def test_the_last_save_waits_for_the_disk_then_gives_up(tmp_path, monkeypatch, c
         if len(waited) == 2:
             away.rename(folder)
 
-    monkeypatch.setattr(checkpoint.time, "sleep", sleep)
+    monkeypatch.setattr(patience.time, "sleep", sleep)
     with checkpoint.open_manager(folder, 2) as manager:
         folder.rename(away)
         checkpoint.save_last(manager, create(step=1))
@@ -313,7 +313,7 @@ def test_the_last_save_waits_for_the_disk_then_gives_up(tmp_path, monkeypatch, c
             checkpoint.save_last(manager, create(step=2))
         assert sum(waited[4:]) == 600
         away.rename(folder)
-    assert capfd.readouterr().err.count("trying again in") == 2 + len(checkpoint.WAITS)
+    assert capfd.readouterr().err.count("trying again in") == 2 + len(patience.WAITS)
 
 
 LIMITED = """

@@ -360,9 +360,9 @@ def conclude(o: Opened, config: ConfigDict, found: Mapping[str, Any]) -> dict[st
         "classes": o.classes,
         **found,
     }
+    workdir.write_result(o.folder / "result.json", lambda: result)
     if jax.process_index() > 0:
         return result
-    workdir.write_json(o.folder / "result.json", result)
     kind = "held-out training" if result["judged_on"] == "holdout" else "test"
     print(
         f"{name_of(config)} on {o.dataset}: {saved.config.method.name} after "
@@ -406,11 +406,11 @@ def summarise(
         if name not in FACTS:
             values = [c[name] for c in columns]
             spread[name] = {"mean": statistics.mean(values), "sd": statistics.stdev(values)}
-    if jax.process_index() > 0:
-        return
     folder = pathlib.Path(config.workdir or pathlib.Path("runs") / name_of(config))
     content = {"job": config.job, "runs": results, "over_runs": spread, **(more or {})}
-    workdir.write_json(folder / "result.json", content)
+    workdir.write_result(folder / "result.json", lambda: content)
+    if jax.process_index() > 0:
+        return
     print(f"\n{name_of(config)} of {len(results)} runs, mean ± standard deviation")
     width = 2 + max(map(len, spread), default=0)
     for name, both in spread.items():

@@ -345,9 +345,13 @@ def claim(config: ConfigDict, o: probing.Opened, facts: Run, manager) -> None:
             there = json.loads(file.read_text())
             changed = configs.differences(ConfigDict(there["config"]), ConfigDict(own["config"]))
             changed += [name for name in own if name != "config" and there[name] != own[name]]
-        except (OSError, ValueError, KeyError) as error:
+        except (
+            *(OSError, ValueError, KeyError),
+            *(TypeError, AttributeError, RecursionError),  # JSON, but not what `own` is
+        ) as error:
+            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{file} is damaged ({type(error).__name__}: {error}); choose another --workdir"
+                f"{file} is damaged ({type(error).__name__}: {reason}); choose another --workdir"
             ) from None
         changed = [name for name in changed if name not in FREE_ON_RESUME]
         if changed:

@@ -84,11 +84,16 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
             print(f"stopped and saved at step {done}; the same command continues")
         return stopping.EXIT_STOPPED
     judged = {"pixels": pixels, **judge(experiment, state)}
-    if leader:
+    drawn = None
+
+    def conclude() -> dict[str, Any]:
+        nonlocal drawn
         drawn = report.draw(experiment, judged, folder) if config.report else None
         seconds = time.time() - began
-        result = report.result(experiment, state, judged, folder, seconds, start)
-        workdir.write_json(folder / "result.json", result)
+        return report.result(experiment, state, judged, folder, seconds, start)
+
+    result = workdir.write_result(folder / "result.json", conclude)
+    if leader:
         if drawn is not None:
             report.write_page(experiment, state, judged, drawn, folder)
         print(f"\n{report.text(result, folder)}")

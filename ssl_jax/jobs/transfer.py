@@ -253,12 +253,12 @@ def conclude(
         **flat,
         "table": single + multi,
     }
-    if jax.process_index() > 0:
-        return result
     place = (
         pathlib.Path(config.workdir) if alone and config.workdir else run / probing.name_of(config)
     )
-    workdir.write_json(place / "result.json", result)
+    workdir.write_result(place / "result.json", lambda: result)
+    if jax.process_index() > 0:
+        return result
     print(f"transfer of {saved.config.method.name} after {result['step']:,} steps, in %")
     print("\n".join(table(single, multi, flat)))
     print(f"written to {place / 'result.json'}")

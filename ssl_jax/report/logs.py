@@ -193,7 +193,7 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
       a list of dicts, each with 'step'; 'nonfinite' values are floats again (nan, inf).
 
     Raises:
-      UserError: no such file, or a line other than the last is not JSON.
+      UserError: no such file, or a line other than the last is not JSON, or not of metrics.
     """
     path = pathlib.Path(path)
     try:
@@ -205,15 +205,30 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
+            records.append(_record(line))
+        except ValueError as error:
             if number == len(lines):
                 break
-            raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from error
-        for name, value in record.pop("nonfinite", {}).items():
-            record[name] = float(value)
-        records.append(record)
+            raise UserError(f"{path}, line {number}: {error}") from error
     return records
+
+
+def _record(line):
+    """What `_line` wrote, with its 'nonfinite' values as floats again.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    try:
+        record = json.loads(line)
+        record.update({k: float(v) for k, v in record.pop("nonfinite", {}).items()})
+        if type(record["step"]) is int:
+            return record
+        raise TypeError(record["step"])
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError("no line of metrics") from error
 
 
 def _line(step, metrics):
@@ -249,8 +264,8 @@ def _keep_before(path, step):
     kept = []
     for line in text.splitlines(keepends=True):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = _record(line)
+        except ValueError:
             continue
         if line.endswith("\n") and (step is None or record["step"] < step):
             kept.append(line)
