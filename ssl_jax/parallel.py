@@ -134,6 +134,22 @@ def meet(name: str, seconds: float = 3_600) -> None:
         distributed.global_state.client.wait_at_barrier(f"ssl_jax/{name}", int(1_000 * seconds))
 
 
+def connect(name: str) -> None:
+    """Waits for the other processes and connects their devices; at once where there are none.
+
+    Gloo connects devices at their first collective, and gives up on a process that is 30 s late for
+    it; for any later one the others wait half an hour. To be called before work that takes the
+    processes differently long: reading, compiling.
+
+    Args:
+      name: as for `meet`.
+    """
+    if jax.process_count() > 1:
+        meet(name)
+        from_first(0)  # connects each device with its like in the other processes
+        fetch(put_split(np.zeros(jax.device_count(), np.int32), mesh()), mesh())  # all with all
+
+
 def compile_step(
     step: Callable[..., tuple[Any, Any]], mesh: Mesh, mode: str = "shard_map"
 ) -> Callable[[Any, Any], tuple[Any, Any]]:

@@ -166,6 +166,7 @@ def begin(
         config.cpu_devices or host.cpu_devices(rows or config.batch, block, cluster)
     )
     host.set_compile_cache(config.compile_cache)
+    parallel.connect(f"begin/{config.job}/{config.checkpoint}/{config.workdir}")
     return runs
 
 

@@ -65,6 +65,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
             return 0
 
     experiment = assemble(config, cluster, saved)
+    parallel.connect(f"start/{folder}")
     leader = cluster.process == 0
     if leader:
         introduce(experiment, folder)

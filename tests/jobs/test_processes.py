@@ -9,6 +9,12 @@ import jax
 import pytest
 import tiny_run
 
+from ssl_jax import config as configs
+from ssl_jax import main, parallel, verify, workdir
+from ssl_jax.evaluate import encoder
+from ssl_jax.jobs import pretrain
+from ssl_jax.methods.protocol import Run
+
 SMALL = (
     "--config.train_examples=300",
     "--config.test_examples=199",  # no multiple of the devices
@@ -109,3 +115,37 @@ def test_one_process_writes_and_speaks(found):
     assert "top1" not in second and "index.html" not in second
     page, other = (folder / n / "report" / "index.html" for n in ("one", "two"))
     assert other.stat().st_size > 0.9 * page.stat().st_size > 100_000
+
+
+class Reached(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", sorted({name.partition("_")[0] for name in main.JOBS}))
+def test_processes_connect_before_work_that_may_take_one_of_them_longer(
+    name, tmp_path, monkeypatch
+):
+    """Gloo gives up on a process that is 30 s late for the first collective, not for later ones."""
+    config, _ = configs.load("configs/simclr.py:digits")
+    if name != "pretrain":
+        workdir.write_config(tmp_path, workdir.Saved(config, Run(4000, 256, 15, 15), 4))
+    called = []
+
+    def first_collective(*_, **__):
+        raise Reached
+
+    monkeypatch.setattr(parallel, "connect", called.append)
+    monkeypatch.setattr(encoder, "restore", first_collective)
+    monkeypatch.setattr(verify, "newest", first_collective)
+    monkeypatch.setattr(pretrain, "compile_step", lambda e: None)
+    argv = (
+        tiny_run.arguments(tmp_path)
+        if name == "pretrain"
+        else [f"--config=configs/{name}.py", *JOBS.get(name, ()), "--config.compile_cache="]
+    )
+    if name != "pretrain":
+        runs = "runs" if name == "report" else "checkpoint"
+        argv += [f"--config.{runs}={tmp_path}", "--config.cpu_devices=4"]
+    with pytest.raises(Reached):
+        main.main(argv)
+    assert len(called) == 1 and str(tmp_path) in called[0]
