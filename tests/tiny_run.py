@@ -55,9 +55,18 @@ def probe(job, checkpoint, *more, preset=""):
 
 def start(workdir, *more, **kwargs):
     """Starts a process of its own."""
-    command = [sys.executable, "-m", "ssl_jax.main", *arguments(workdir, *more)]
+    return launch(arguments(workdir, *more), **kwargs)
+
+
+def start_several(processes, workdir, *more, **kwargs):
+    """Starts the processes of one run on this machine."""
+    return launch_several(processes, arguments(workdir, *more), **kwargs)
+
+
+def launch(argv, **kwargs):
+    """Starts a command line in a process of its own."""
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "ssl_jax.main", *argv],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -66,13 +75,13 @@ def start(workdir, *more, **kwargs):
     )
 
 
-def start_several(processes, workdir, *more, **kwargs):
-    """Starts the processes of one run on this machine."""
+def launch_several(processes, argv, **kwargs):
+    """Starts a command line in several processes that join."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
     cluster = (f"--coordinator=localhost:{port}", f"--processes={processes}")
-    return [start(workdir, *more, *cluster, f"--process={i}", **kwargs) for i in range(processes)]
+    return [launch([*argv, *cluster, f"--process={i}"], **kwargs) for i in range(processes)]
 
 
 def finish(processes, seconds=300):

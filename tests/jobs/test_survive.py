@@ -21,20 +21,29 @@ SEVERAL = (
     "--config.checkpoint.every_steps=0",
     "--config.log_every=5",
 )
+FINETUNE = (
+    *("--config.steps=100000", "--config.batch=16", "--config.cpu_devices=2"),
+    *("--config.train_examples=100", "--config.test_examples=50", "--config.log_every=5"),
+)
 
 
 def steps_of(folder):
     return [r["step"] for r in logs.read(folder / "metrics.jsonl") if "loss" in r]
 
 
-def stop(folder, who, after):
-    """Starts two processes, asks some of them to stop once `after` steps are logged.
+def stop(processes, folder, who, after):
+    """Asks some of two processes to stop once `after` steps are logged.
+
+    Args:
+      processes: just started.
+      folder: where they train.
+      who: is asked.
+      after: steps.
 
     Returns:
       what process 0 said, and the step they saved.
     """
     begun = time.monotonic()
-    processes = tiny_run.start_several(2, folder, *SEVERAL)
     chaos.wait(processes, lambda: (chaos.logged(folder) or [0])[-1] > after, 300)
     asked = time.monotonic()
     for process in who:
@@ -45,15 +54,36 @@ def stop(folder, who, after):
     # To be out takes less than to start; where a start takes longer than 10 s, others share the
     # machine.
     assert seconds < max(10, asked - begun)
-    return outs[0], chaos.saved(folder)[-1]
+    saved = chaos.saved(folder)[-1]
+    assert f"stopped and saved at step {saved}" in outs[0]
+    return outs[0], saved
 
 
-def test_one_or_both_of_two_processes_are_asked_to_stop_and_both_save_the_same_step(tmp_path):
-    said, saved = stop(tmp_path, [1], 0)
-    assert f"stopped and saved at step {saved}" in said and chaos.saved(tmp_path) == [saved]
-    said, later = stop(tmp_path, [0, 1], saved)
-    assert f"continuing at step {saved}" in said and chaos.saved(tmp_path) == [saved, later]
-    assert steps_of(tmp_path) == list(range(5, later + 1, 5)), "nothing twice, nothing left out"
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run of two processes that was stopped twice; what was said, the steps that were saved."""
+    folder = tmp_path_factory.mktemp("stopped")
+    processes = tiny_run.start_several(2, folder, *SEVERAL)
+    _, first = stop(processes, folder, [1], 0)
+    assert chaos.saved(folder) == [first]
+    processes = tiny_run.start_several(2, folder, *SEVERAL)
+    said, second = stop(processes, folder, [0, 1], first)
+    return folder, said, first, second
+
+
+def test_one_or_both_of_two_processes_are_asked_to_stop_and_both_save_the_same_step(stopped):
+    folder, said, first, second = stopped
+    assert f"continuing at step {first}" in said and chaos.saved(folder) == [first, second]
+    assert steps_of(folder) == list(range(5, second + 1, 5)), "nothing twice, nothing left out"
+
+
+def test_so_does_a_fine_tuning(stopped, tmp_path):
+    argv = ["--config=configs/finetune.py", f"--config.checkpoint={stopped[0]}", *FINETUNE]
+    argv.append(f"--config.compile_cache={jax.config.jax_compilation_cache_dir}")
+    argv.append(f"--workdir={tmp_path}")
+    _, saved = stop(tiny_run.launch_several(2, argv), tmp_path, [1], 0)
+    assert chaos.saved(tmp_path) == [saved] and not (tmp_path / "result.json").exists()
+    assert steps_of(tmp_path) == list(range(5, saved + 1, 5))
 
 
 def test_three_kills_of_worker_and_coordinator_leave_no_trace(tmp_path):
