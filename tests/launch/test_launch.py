@@ -509,6 +509,9 @@ def test_tpu_pod_takes_the_tpu_that_is_there_and_passes_a_request_to_stop_on(tmp
 
 SHORT = (
     "--config.cpu_devices=2",
+    # After the first checkpoint there is time enough to look and to send a signal.
+    "--config.steps=40",
+    "--config.checkpoint.every_steps=10",
     "--config.evaluate.train_examples=100",
     "--config.evaluate.test_examples=50",
     "--config.monitor.train_examples=100",
@@ -531,24 +534,50 @@ def fingerprint(workdir):
     return json.loads((workdir / "result.json").read_text())["fingerprint"]
 
 
-def test_a_process_that_is_killed_is_made_up_for(tmp_path):
-    undisturbed = start(tmp_path / "undisturbed")
-    out, _ = undisturbed.communicate(timeout=900)
-    assert undisturbed.returncode == 0, out
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The fingerprint of the run that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    process = start(folder)
+    out, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, out
     assert "joined 2 processes; coordinator localhost:" in out and "restart" not in out
     assert "on 4 cpu devices of 2 processes" in out
+    return fingerprint(folder)
 
-    killed = start(tmp_path / "killed")
+
+def test_a_process_that_is_killed_is_made_up_for(undisturbed, tmp_path):
+    killed = start(tmp_path)
     seen = []
     for line in killed.stdout:
         seen.append(line)
         if "started processes" in line:
             break
     victim = int(line.split()[-1])
-    wait_for((tmp_path / "killed" / "checkpoints" / "4").is_dir, 600)
+    wait_for((tmp_path / "checkpoints" / "10").is_dir, 600)
     os.kill(victim, signal.SIGKILL)
     out = "".join(seen) + killed.communicate(timeout=900)[0]
     assert killed.returncode == 0, out
     assert "process 1 ended with code 137" in out and "restart 1 of 3" in out
     assert "restart 2" not in out
-    assert fingerprint(tmp_path / "killed") == fingerprint(tmp_path / "undisturbed")
+    assert fingerprint(tmp_path) == undisturbed
+
+
+def test_a_run_that_is_asked_to_stop_saves_ends_and_continues(undisturbed, tmp_path):
+    stopped = start(tmp_path)
+    metrics = tmp_path / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size, 600)
+    stopped.send_signal(signal.SIGTERM)
+    out, _ = stopped.communicate(timeout=600)
+    assert stopped.returncode == 143, out
+    (step,) = re.findall(r"stopped and saved at step (\d+)", out)
+    assert (tmp_path / "checkpoints" / step).is_dir() and not (tmp_path / "result.json").exists()
+    for process in range(2):
+        assert f"process {process} ended with code 143" in out
+    assert out.count("started processes") == 1 and "restart" not in out
+    assert "asked to stop; the same command continues" in out
+
+    continued = start(tmp_path)
+    out, _ = continued.communicate(timeout=900)
+    assert continued.returncode == 0 and f"continuing at step {step}" in out, out
+    assert fingerprint(tmp_path) == undisturbed
