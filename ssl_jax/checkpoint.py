@@ -34,6 +34,9 @@ from ssl_jax import manifest, patience, verify
 from ssl_jax.errors import UserError, warn
 
 TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX  # in the name of a step until it is whole
+DELETED = (
+    "deleted"  # folder that old steps are moved to, at once, before they are deleted bit by bit
+)
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOENT),
@@ -63,7 +66,8 @@ class Sealed(ocp.path.atomicity.AtomicRenameTemporaryPath):
 def open_manager(folder: pathlib.Path, keep: int, *, read_only: bool = False):
     """Opens the checkpoints of a run: the newest `keep`, and the best by kNN.
 
-    Half-written ones are deleted. A context manager: leaving it waits for the last save.
+    Half-written and half-deleted ones are deleted. A context manager: leaving it waits for the
+    last save.
 
     Args:
       folder: `<workdir>/checkpoints`.
@@ -97,6 +101,7 @@ def open_manager(folder: pathlib.Path, keep: int, *, read_only: bool = False):
         read_only=read_only,
         lightweight_initialize=read_only,  # probing needs no metrics
         temporary_path_class=Sealed,
+        todelete_subdir=DELETED,
         # At once: made in the background, they are waited for by signals that do not come where a
         # process is on its own, or where one cannot be made.
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
@@ -337,12 +342,15 @@ def _forget(manager) -> None:
 
 
 def _watch(manager, step: int) -> None:
-    """Waits for a save, in a thread of its own; if it fails, says so at once and frees the disk."""
+    """Waits for a save, in a thread of its own, and frees the disk; says at once if it fails."""
+    problem = None
     try:
         manager.wait_until_finished()
     except Exception as error:
-        _clean(pathlib.Path(manager.directory))
-        _say_not_saved(manager, step, _line(error))
+        problem = _line(error)
+    _clean(pathlib.Path(manager.directory))
+    if problem:
+        _say_not_saved(manager, step, problem)
 
 
 def _watch_name(manager) -> str:
@@ -357,8 +365,8 @@ def _say_not_saved(manager, step: int, problem: str) -> None:
 
 
 def _clean(folder: pathlib.Path) -> None:
-    """Deletes half-written checkpoints; again where a thread of a failed save still adds to one."""
-    for left in folder.glob(f"*{TEMPORARY}*"):
+    """Deletes half-written and old steps; again where a failed save's thread still adds to one."""
+    for left in (*folder.glob(f"*{TEMPORARY}*"), *folder.glob(DELETED)):
         for _ in range(20):
             shutil.rmtree(left, ignore_errors=True)
             if not left.exists():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax import checkpoint, parallel
+from ssl_jax import checkpoint, manifest, parallel, verify
 from ssl_jax.errors import UserError
 from ssl_jax.train.state import TrainState
 
@@ -104,3 +104,27 @@ def test_a_fingerprint_is_of_names_dtypes_shapes_and_bytes():
         state._replace(skipped=state.skipped.astype(jnp.uint32)),
     ]
     assert len({mark, *map(checkpoint.fingerprint, others)}) == 6
+
+
+def test_an_old_step_leaves_at_once_and_whole(tmp_path, monkeypatch):
+    """Killed between two of its files, it would look like a damaged checkpoint ever after."""
+    folder = tmp_path / "checkpoints"
+    made = jax.jit(create, out_shardings=whole())()
+
+    def step(number):
+        return made._replace(step=jax.device_put(np.int32(number), whole()))
+
+    with monkeypatch.context() as patched:  # whoever deletes is killed before the first file
+        patched.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)
+        with checkpoint.open_manager(folder, 1) as manager:
+            for number in (1, 2, 3):
+                checkpoint.save(manager, step(number))
+    assert verify.steps(folder) == [3]
+    for number in (1, 2):
+        assert verify.damage(folder / checkpoint.DELETED / str(number)) is None
+    (folder / checkpoint.DELETED / "2" / manifest.NAME).unlink()
+    with checkpoint.open_manager(folder, 1) as manager:
+        assert not (folder / checkpoint.DELETED).exists() and manager.latest_step() == 3
+        checkpoint.save(manager, step(4))
+        manager.wait_until_finished()
+    assert sorted(f.name for f in folder.iterdir()) == ["4"]
