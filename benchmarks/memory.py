@@ -1,66 +1,76 @@
-"""What a step of every method keeps in memory, and what of its state is updated in place.
+"""What a step of every method keeps in memory, and what of its state is not updated in place.
 
     python -m benchmarks.memory [--preset digits] [--methods moco_v2 …] [--devices 1] [--out FILE]
 
 The step of every method's preset, compiled and never run, on images of noise. From
-`compiled.memory_analysis()`, bytes of one device: arguments (state and batch), outputs, what of the
-outputs stands in the place of an argument (alias: the donated state), temporaries, and the peak,
-which is of all of them at once. `reused` is alias by the bytes of the state: 100 % where no part of
-the state is there twice.
+`compiled.memory_analysis()`, bytes of one device: arguments (state and batch), outputs, temporaries
+and alias, which is what of the outputs stands in the place of an argument: the donated state, once
+and not twice, where `reused` is 100 %. The sum is arguments + outputs − alias + temporaries.
 
-In place: a queue, a memory bank and the like (arrays of the method's own state from --large numbers
-on) are written where they are if no instruction of the optimised program copies them: `copy` or a
-fusion whose result has their shape and is not the update itself. The last columns count the bytes
-of such arrays, and of those that are copied. --details names the instructions.
+Where the state is updated in place, nothing of it is copied on the way. Two kinds of copies are
+counted, in the optimised program: of the state as it came in (what the loss itself changes while the
+old values must live on, for a step that is not finite leaves all as it was), and in the branches of
+the step's condition (what is not computed there is copied into its place there). --details names
+them. EMA targets that follow the optimizer, parameters and moments show up in neither.
 """
 
 import argparse
 import json
+import math
 import pathlib
 import re
 
 from benchmarks import collectives
 
-COPIES = ("copy", "copy-start", "select")
+BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "u8": 1, "pred": 1, "f64": 8, "s64": 8}
+LEAST = 1024  # bytes of an array that is worth telling
 
 
-def instructions(text: str) -> list[tuple[str, str, tuple[int, ...], str]]:
-    """(computation, operation, shape, line) of every instruction with one array as its result.
+def copies(text: str) -> dict[str, list[tuple[str, int]]]:
+    """Copies of the state in the text of an optimised HLO module.
 
-    Args:
-      text: of an optimised HLO module.
+    Returns:
+      {'came': [(name of the leaf, bytes)], 'branches': [(type and shape, bytes)]}: arrays of the
+      state as it came in; arrays in a branch of a condition of the whole program.
     """
-    pattern = re.compile(r"^\s+(?:ROOT )?%\S+ = [a-z]+\d*\[([\d,]*)\]\S* ([\w\-]+)\(")
-    found, computation = [], ""
+    branches, names, computation = set(), {}, ""
     for line in text.splitlines():
         computation = collectives.opened(line) or computation
-        if match := pattern.match(line):
-            shape = tuple(int(d) for d in match[1].split(",") if d)
-            found.append((computation, match[2], shape, line.strip()))
+        if match := re.search(r"%(\S+) = .* parameter\(\d+\).*op_name=\"(state\..*?)\"", line):
+            names[match[1]] = match[2].replace("\\'", "'")
+        if " conditional(" in line:
+            branches |= set(re.findall(r"(?:true|false)_computation=%([\w.\-]+)", line))
+            for several in re.findall(r"branch_computations=\{([^}]*)\}", line):
+                branches |= set(re.findall(r"%([\w.\-]+)", several))
+    copy = re.compile(
+        r"^\s+(?:ROOT )?%\S+ = ([a-z]+\d*)\[([\d,]*)\]\S* "
+        r"(?:copy|copy-start|fusion)\(%([\w.\-]+)\)(?:, kind=\w+, calls=%\S*copy\S*)?"
+    )
+    found = {"came": [], "branches": []}
+    for line in text.splitlines():
+        computation = collectives.opened(line) or computation
+        match = copy.match(line)
+        if match is None or ("fusion(" in line and not re.search(r"calls=%\S*copy", line)):
+            continue
+        dtype, dimensions, operand = match.groups()
+        shape = [int(d) for d in dimensions.split(",") if d]
+        size = math.prod(shape) * BYTES.get(dtype, 4)
+        if size < LEAST:
+            continue
+        if operand in names:
+            found["came"].append((names[operand], size))
+        elif computation in branches and "get-tuple-element" in operand:
+            found["branches"].append((f"{dtype}[{dimensions}]", size))
     return found
 
 
-def copied(text: str, shapes: set[tuple[int, ...]]) -> list[tuple[tuple[int, ...], str]]:
-    """(shape, instruction) of everything that copies an array of one of these shapes.
-
-    A copy into a new array is the instruction `copy`, or a `select` (a `where` between old and
-    new), alone or as the last of a fusion.
-    """
-    return [
-        (shape, line)
-        for _, operation, shape, line in instructions(text)
-        if operation in COPIES and shape in shapes
-    ]
-
-
-def measure(name: str, preset: str, devices: int, large: int) -> dict:
+def measure(name: str, preset: str, devices: int) -> dict:
     """What the step of one method asks for.
 
     Args:
       name: of the method.
       preset: of its config.
       devices: that the batch is split over; CPU devices are made.
-      large: numbers from which on an array of the method's state counts as a queue or bank.
     """
     import jax
     import jax.numpy as jnp
@@ -75,30 +85,30 @@ def measure(name: str, preset: str, devices: int, large: int) -> dict:
         "label": jax.ShapeDtypeStruct((c.accumulate, rows), jnp.int32),
     }
     state = experiment.like(e)
-    compiled = e.step.lower(state, parallel.like_batch(batch, e.mesh, c.parallel)).compile()
+    lowered = e.step.lower(state, parallel.like_batch(batch, e.mesh, c.parallel))
+    # On CPU, no time for code that never runs: buffers are settled before it is made.
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    compiled = lowered.compile(quick if jax.default_backend() == "cpu" else None)
     m = compiled.memory_analysis()
 
     def size(tree):
-        return sum(
-            x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if x.dtype != state.key.dtype
-        )
+        leaves = [x for x in jax.tree.leaves(tree) if x.dtype != state.key.dtype]
+        return sum(x.size * x.dtype.itemsize for x in leaves)
 
-    params = {p.shape for p in jax.tree.leaves(state.params)}
-    own = [x for x in jax.tree.leaves(state.state) if x.size >= large and x.shape not in params]
-    copies = copied(compiled.as_text(), {x.shape for x in own})
+    bytes_of = {
+        "arguments": m.argument_size_in_bytes,
+        "outputs": m.output_size_in_bytes,
+        "alias": m.alias_size_in_bytes,
+        "temporaries": m.temp_size_in_bytes,
+    }
     return {
         "method": name,
         "batch": c.batch,
         "parameters": size(state.params),
         "state": size(state),
-        "arguments": m.argument_size_in_bytes,
-        "outputs": m.output_size_in_bytes,
-        "alias": m.alias_size_in_bytes,
-        "temporary": m.temp_size_in_bytes,
-        "peak": getattr(m, "peak_memory_in_bytes", 0),
-        "own": [list(x.shape) for x in own],
-        "own_bytes": size(own),
-        "copies": [(list(shape), line) for shape, line in copies],
+        **bytes_of,
+        "sum": sum(bytes_of.values()) - 2 * bytes_of["alias"],
+        **copies(compiled.as_text()),
         "device": jax.devices()[0].device_kind,
         "version": jax.__version__,
     }
@@ -107,18 +117,25 @@ def measure(name: str, preset: str, devices: int, large: int) -> dict:
 def table(results: list[dict]) -> str:
     """Markdown: a line for each method."""
     short = collectives.short
-    lines = [
-        "| method | batch | parameters | state | arguments | outputs | alias | reused | temporary "
-        "| peak | queue, bank … | copied |",
-        "|---" * 12 + "|",
-    ]
+    columns = ("parameters", "state", "arguments", "outputs", "temporaries", "sum")
+    head = ["method", "batch", *columns, "reused", "copied as it came", "copied in a branch"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for r in results:
-        cells = [r["method"], f"{r['batch']:,}"]
-        cells += [short(r[k]) for k in ("parameters", "state", "arguments", "outputs", "alias")]
-        cells += [f"{100 * r['alias'] / r['state']:.1f} %", short(r["temporary"]), short(r["peak"])]
-        own = ", ".join("×".join(map(str, shape)) for shape in r["own"])
-        cells += [own, str(len(r["copies"])) if own else ""]
+        cells = [r["method"], f"{r['batch']:,}", *(short(r[k]) for k in columns)]
+        cells.append(f"{100 * r['alias'] / r['state']:.1f} %")
+        for kind in ("came", "branches"):
+            total = sum(size for _, size in r[kind])
+            cells.append(short(total) if total else "")
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def details(r: dict) -> str:
+    """A line for every copy of a method."""
+    lines = [r["method"]]
+    for kind in ("came", "branches"):
+        for what, size in sorted(r[kind], key=lambda copy: -copy[1]):
+            lines.append(f"  {kind:<10}{collectives.short(size):<10}{what}")
     return "\n".join(lines)
 
 
@@ -130,20 +147,19 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--preset", default="digits")
     parser.add_argument("--devices", type=int, default=1, help="on CPU")
-    parser.add_argument("--large", type=int, default=10_000, help="numbers of a queue or bank")
-    parser.add_argument("--details", action="store_true", help="the instructions that copy")
+    parser.add_argument("--details", action="store_true", help="every copy")
     parser.add_argument("--out", type=pathlib.Path, help="JSON")
     a = parser.parse_args()
     results = []
     for name in a.methods:
-        results.append(measure(name, a.preset, a.devices, a.large))
+        results.append(measure(name, a.preset, a.devices))
         if a.details:
-            print(name, *(line for _, line in results[-1]["copies"]), sep="\n  ")
+            print(details(results[-1]), flush=True)
+        if a.out:
+            a.out.write_text(json.dumps(results, indent=1) + "\n")
     print(f"{results[0]['device']}, JAX {results[0]['version']}, preset {a.preset}, ", end="")
     print(f"{a.devices} device(s); bytes of one device\n")
     print(table(results))
-    if a.out:
-        a.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
