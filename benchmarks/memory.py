@@ -8,10 +8,11 @@ and alias, which is what of the outputs stands in the place of an argument: the 
 and not twice, where `reused` is 100 %. The sum is arguments + outputs − alias + temporaries.
 
 Where the state is updated in place, nothing of it is copied on the way. Two kinds of copies are
-counted, in the optimised program: of the state as it came in (what the loss itself changes while the
-old values must live on, for a step that is not finite leaves all as it was), and in the branches of
-the step's condition (what is not computed there is copied into its place there). --details names
-them. EMA targets that follow the optimizer, parameters and moments show up in neither.
+counted in the optimised program. 'As it came': of the state that came in, because the loss changes
+it while the old values must live on (a step that is not finite leaves all as it was). 'In a
+branch': of what the loss has changed, into its place, in the branch of the step's condition that
+takes it. EMA targets that follow the optimizer, parameters and moments show up in neither.
+--details names the copies.
 """
 
 import argparse
