@@ -1,6 +1,6 @@
 """NT-Xent forward and backward: time and memory with and without chunks, against the plain form.
 
-    python -m benchmarks.ntxent [--rows 8192] [--width 128] [--chunk 256] [--out FILE]
+    python -m benchmarks.ntxent [--rows 8192] [--width 128] [--chunk 128] [--out FILE]
 
 Of N embeddings, two views of N/2 images, on one device: the loss and its gradient by
 
@@ -66,8 +66,8 @@ def measure(peer: str, rows: int, width: int, chunk: int, calls: int) -> dict:
     """One peer, in this process.
 
     Returns:
-      {'temporary': bytes, 'seconds' of a call and 'peak' bytes (None: not run), 'loss',
-      'gradient': its length, 'device', 'versions'}.
+      {'temporary': bytes, 'seconds' of a call, 'cpu' seconds of a call on all cores, 'peak' bytes
+      (None: not run), 'loss', 'gradient': its length, 'device', 'versions'}.
     """
     import jax
     import numpy as np
@@ -92,14 +92,17 @@ def measure(peer: str, rows: int, width: int, chunk: int, calls: int) -> dict:
         return found
     before = stats["bytes_in_use"] if stats else field("/proc/self/status", "VmRSS")
     seconds = []
-    for _ in range(calls + 1):
+    for i in range(calls + 1):
+        if i == 1:
+            cpu = time.process_time()
         start = time.perf_counter()
         loss, gradient = jax.block_until_ready(f(*z))
         seconds.append(time.perf_counter() - start)
+    cpu = (time.process_time() - cpu) / calls
     after = device.memory_stats()
     peak = after["peak_bytes_in_use"] if after else field("/proc/self/status", "VmHWM")
     length = sum(float((g**2).sum()) for g in gradient) ** 0.5
-    found |= {"seconds": statistics.median(seconds[1:]), "peak": peak - before}
+    found |= {"seconds": statistics.median(seconds[1:]), "cpu": cpu, "peak": peak - before}
     return found | {"loss": float(loss), "gradient": length}
 
 
@@ -110,25 +113,27 @@ def table(found: dict[str, list[dict]]) -> str:
     """
     median, base = statistics.median, found.get("plain")
     lines = [
-        "| | ms | time / plain | temporary (MB) | / plain | peak of the process (MB) | / plain |",
-        "|---" * 7 + "|",
+        "| | ms | time / plain | CPU (ms) | temporary (MB) | / plain | peak of the process (MB) "
+        "| / plain |",
+        "|---" * 8 + "|",
     ]
     for peer, runs in found.items():
         seconds = [r["seconds"] for r in runs]
         temporary = runs[0]["temporary"]
-        cells = [peer, "not run", "", f"{temporary / 1e6:,.1f}", "", "", ""]
+        cells = [peer, "not run", "", "", f"{temporary / 1e6:,.1f}", "", "", ""]
         if base:
-            cells[4] = f"× {temporary / base[0]['temporary']:.3f}"
+            cells[5] = f"× {temporary / base[0]['temporary']:.3f}"
         if None not in seconds:
             ms = [1e3 * s for s in seconds]
             cells[1] = f"{median(ms):,.1f} ({min(ms):,.1f} … {max(ms):,.1f})"
+            cells[3] = f"{1e3 * median(r['cpu'] for r in runs):,.1f}"
             peak = median(r["peak"] for r in runs)
-            cells[5] = f"{peak / 1e6:,.1f}"
+            cells[6] = f"{peak / 1e6:,.1f}"
             if base:
                 ratios = [s / b["seconds"] for s, b in zip(seconds, base, strict=True)]
                 ratio = median(seconds) / median(b["seconds"] for b in base)
                 cells[2] = f"× {ratio:.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
-                cells[6] = f"× {peak / median(b['peak'] for b in base):.3f}"
+                cells[7] = f"× {peak / median(b['peak'] for b in base):.3f}"
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -138,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=8192, help="N, of both views")
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--chunk", type=int, default=256)
+    parser.add_argument("--chunk", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=5, help="timed in a measurement")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
