@@ -16,6 +16,7 @@ the machine has free is compiled and not run.
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import statistics
@@ -90,6 +91,8 @@ def measure(peer: str, rows: int, width: int, chunk: int, calls: int) -> dict:
     free = stats["bytes_limit"] if stats else field("/proc/meminfo", "MemAvailable")
     if found["temporary"] > 0.9 * free:
         return found
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as marks:
+        marks.write("5")  # forgets the peak of compiling
     before = stats["bytes_in_use"] if stats else field("/proc/self/status", "VmRSS")
     seconds = []
     for i in range(calls + 1):
