@@ -1,6 +1,6 @@
 """NT-Xent forward and backward: time and memory with and without chunks, against the plain form.
 
-    python -m benchmarks.ntxent [--rows 8192] [--width 128] [--chunk 128] [--out FILE]
+    python -m benchmarks.ntxent [--rows 8192] [--width 128] [--chunk 64] [--out FILE]
 
 Of N embeddings, two views of N/2 images, on one device: the loss and its gradient by
 
@@ -146,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=8192, help="N, of both views")
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--chunk", type=int, default=128)
+    parser.add_argument("--chunk", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=5, help="timed in a measurement")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
