@@ -9,7 +9,8 @@ a new workdir, and leaves after the first step. 'cache' has a folder of compiled
 run before it filled, 'no cache' none (`--config.compile_cache=`). They take turns. The phases:
 Python itself and the imports; the data and the assembly of the run; until the loop begins, in which
 the step compiles on one core while the other makes the state and judges raw pixels; the first
-step. Compiling, making the state and judging overlap, so that they do not add up.
+step. 'loop' is when the loop begins, counted from the start of the process. Compiling, making the
+state and judging overlap, so that they do not add up.
 """
 
 import argparse
@@ -68,7 +69,7 @@ def child(began: float, arguments: list[str]) -> None:
         _, metrics = step(state, next(batches))
         loss = float(jax.block_until_ready(metrics)["loss"])
         found.update({"first step": time.time() - start, "all": time.time() - began})
-        found.update({"loss": loss, "version": jax.__version__})
+        found.update({"cpu": time.process_time(), "loss": loss, "version": jax.__version__})
         print("\n" + json.dumps(found), flush=True)
         os._exit(0)
 
@@ -104,8 +105,8 @@ def imports() -> dict[str, float]:
 def table(found: dict[str, list[dict[str, float]]]) -> str:
     """Markdown: seconds of every phase, median over the rounds; of all, with range and ratio."""
     median = statistics.median
-    lines = ["| | all (s) | / no cache | " + " | ".join(PHASES) + " |"]
-    lines.append("|---" * (3 + len(PHASES)) + "|")
+    lines = ["| | all (s) | / no cache | CPU (s) | " + " | ".join(PHASES) + " |"]
+    lines.append("|---" * (4 + len(PHASES)) + "|")
     base = found["no cache"]
     for name, runs in found.items():
         whole = [r["all"] for r in runs]
@@ -113,6 +114,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
         ratio = median(whole) / median(b["all"] for b in base)
         cells = [name, f"{median(whole):.2f} ({min(whole):.2f} … {max(whole):.2f})"]
         cells.append(f"× {ratio:.2f} ({min(ratios):.2f} … {max(ratios):.2f})")
+        cells.append(f"{median(r['cpu'] for r in runs):.2f}")
         cells += [f"{median(r[phase] for r in runs):.2f}" for phase in PHASES]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
