@@ -467,6 +467,8 @@ def measure(c: dict[str, Any], steps: int, device: str, compiled: bool) -> dict:
     def timed(f):
         seconds = []
         for i in range(steps + 2):
+            if i == 2:
+                cpu = time.process_time()
             start = time.perf_counter()
             for _ in range(each):
                 out = f()
@@ -474,11 +476,11 @@ def measure(c: dict[str, Any], steps: int, device: str, compiled: bool) -> dict:
                 torch.cuda.synchronize()
             if i > 1:
                 seconds.append((time.perf_counter() - start) / each)
-        return statistics.median(seconds), out
+        return statistics.median(seconds), (time.process_time() - cpu) / steps / each, out
 
-    seconds, loss = timed(step)
+    seconds, cpu, loss = timed(step)
     if device == "cuda":
-        memory, name = torch.cuda.max_memory_reserved(), torch.cuda.get_device_name()
+        memory, name = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
     else:
         with open("/proc/self/status") as status:
             memory = next(int(x.split()[1]) * 1024 for x in status if x.startswith("VmHWM"))
@@ -487,6 +489,7 @@ def measure(c: dict[str, Any], steps: int, device: str, compiled: bool) -> dict:
         sys.exit(f"the peer's loss is {loss.item()}")
     return {
         "seconds": seconds,
+        "cpu": cpu,
         "views": timed(draw)[0],
         "parameters": sum(p.numel() for p in params),
         "memory": memory,
@@ -501,7 +504,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--measure", action="store_true", required=True)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="a GPU need not be there")
     a = parser.parse_args()
