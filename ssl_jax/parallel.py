@@ -83,6 +83,27 @@ def size(axis: str | None) -> int:
     return 1 if axis is None else lax.axis_size(axis)
 
 
+def take(x: jax.Array, rows: jax.Array, axis: str | None) -> jax.Array:
+    """Some rows of an array that is split over the devices, on all of them.
+
+    What travels is the rows taken, never the array: each device gives those it has, and zeros.
+
+    Args:
+      x: [n / devices, …], the rows of this device, in device order.
+      rows: int32 [b], of all n, the same on every device.
+      axis: device axis, or None: x is whole.
+
+    Returns:
+      [b, …], the same on every device.
+    """
+    if axis is None:
+        return x[rows]
+    place = rows - rank(axis) * len(x)
+    mine = (place >= 0) & (place < len(x))
+    found = x[jnp.clip(place, 0, len(x) - 1)]  # [b, …]
+    return psum(jnp.where(mine.reshape(-1, *[1] * (x.ndim - 1)), found, 0), axis)
+
+
 def example_keys(key: jax.Array, b: int, axis: str | None) -> jax.Array:
     """One random key per example: fold_in(key, global row).
 
@@ -110,6 +131,17 @@ def mesh(devices=None) -> Mesh:
     return Mesh(np.array(ordered), (AXIS,))
 
 
+def repeating(mesh: Mesh) -> Mesh:
+    """The devices for work that each of them would repeat, of one axis as well.
+
+    All of them; but the CPU devices of a process share its cores, and there it is one a process.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return mesh
+    first = {d.process_index: d for d in mesh.devices.flat[::-1]}
+    return Mesh(np.array([first[p] for p in sorted(first)]), (AXIS,))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of everything that every device holds whole: state, metrics."""
     return NamedSharding(mesh, P())
@@ -122,7 +154,7 @@ def meet(name: str, seconds: float = 3_600) -> None:
     their first collective: Gloo gives up on a peer that is 30 s late for that one.
 
     Args:
-      name: of this meeting; each needs another.
+      name: of this meeting; all meet in the same order.
       seconds: to wait at most.
 
     Raises:
@@ -283,6 +315,20 @@ def compile_carry(f: Callable[[Any, Any, Any], Any], mesh: Mesh) -> Callable[...
     return jax.jit(mapped, donate_argnums=0)
 
 
+def map_split(f: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
+    """Maps `f(split, whole) -> whole` over the devices; to be called under `jax.jit`.
+
+    Args:
+      f: (leaves [n / devices, …], the rows of one device; pytree) -> pytree, the same on every
+        device. Its axis is AXIS.
+      mesh: from `mesh()`.
+
+    Returns:
+      g(split, whole): split as `put_own` or `put_split` lays it, whole as `put_whole` does.
+    """
+    return jax.shard_map(f, mesh=mesh, in_specs=(P(AXIS), P()), out_specs=P(), check_vma=False)
+
+
 def put_split(x: Any, mesh: Mesh) -> Any:
     """Lays host arrays [B, …], equal on every process, split over the devices by rows.
 
@@ -300,6 +346,77 @@ def put_whole(x: Any, mesh: Mesh) -> Any:
     return jax.tree.map(
         lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__), x
     )
+
+
+def put_here(x: Any) -> Any:
+    """Arrays that are whole on every device, laid on a mesh of this process's devices alone."""
+    return put_whole(
+        jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), x),
+        mesh(jax.local_devices()),
+    )
+
+
+def processes(mesh: Mesh) -> int:
+    """How many processes the devices of a mesh belong to."""
+    return len({d.process_index for d in mesh.devices.flat})
+
+
+def own_rows(n: int, mesh: Mesh) -> tuple[int, int]:
+    """Which of n rows are this process's where they are dealt in blocks to the devices of a mesh.
+
+    A block has ceil(n / devices) rows; the last ones may have fewer, or none.
+
+    Returns:
+      (first, past): the rows first … past − 1.
+    """
+    block = -(-n // mesh.devices.size)
+    here = [i for i, d in enumerate(mesh.devices.flat) if d.process_index == jax.process_index()]
+    return min(n, here[0] * block), min(n, (here[-1] + 1) * block)
+
+
+def put_own(x: np.ndarray, block: int, mesh: Mesh) -> jax.Array:
+    """Lays the rows that this process alone has on its devices: one array, split over all.
+
+    Args:
+      x: [r, …], the rows of this process, `block` for each of its devices, r of them or fewer. Not
+        to be changed afterwards: a CPU device may read them where they are.
+      block: rows of a device; those that are missing at the end are zeros.
+      mesh: from `mesh()`.
+
+    Returns:
+      float32 [devices · block, …].
+    """
+
+    def of(i):
+        rows = np.asarray(x[i * block : (i + 1) * block], np.float32)
+        if len(rows) == block:
+            return rows
+        return np.concatenate([rows, np.zeros((block - len(rows), *x.shape[1:]), np.float32)])
+
+    here = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    return jax.make_array_from_single_device_arrays(
+        (mesh.devices.size * block, *x.shape[1:]),
+        NamedSharding(mesh, P(AXIS)),
+        [jax.device_put(of(i), device, may_alias=True) for i, device in enumerate(here)],
+    )
+
+
+def from_each(x: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """What every process of a mesh has, on each of them, bit for bit; all of them call it.
+
+    Args:
+      x: int32, float32 or float64 [n, …], of the same shape on every process. Small: every device
+        receives that of all processes.
+      mesh: of the devices of all processes, or of this one alone.
+
+    Returns:
+      [processes, n, …], in the order of the processes.
+    """
+    if processes(mesh) == 1:
+        return x[None]
+    # As bits: JAX makes float32 of float64.
+    bits = multihost_utils.process_allgather(np.ascontiguousarray(x).view(np.uint32))
+    return np.ascontiguousarray(bits).view(x.dtype)
 
 
 def from_first(number: int) -> int:

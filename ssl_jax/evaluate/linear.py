@@ -5,6 +5,9 @@ hyperparameter C is chosen on a hold-out of the training split. The test split i
 the end. L-BFGS is `optax.lbfgs` with the zoom line search of Nocedal and Wright, Numerical
 Optimization (2006), chapters 3 and 7, run to convergence inside one compiled while_loop: C is
 traced and the hold-out is a weight of 0, so a whole grid and the final fit compile once.
+
+The rows may be split over devices and processes (`apart.Apart`): every sum over rows, and with it
+the gradient, is then summed over the devices, which the compiler sees to; no features travel.
 """
 
 import functools
@@ -16,8 +19,9 @@ import numpy as np
 import optax
 from jax import lax
 
+from ssl_jax import parallel
 from ssl_jax.errors import UserError
-from ssl_jax.evaluate import accuracy
+from ssl_jax.evaluate import accuracy, apart
 
 GRID = tuple(10.0**power for power in range(-4, 3))
 RANGE = (1e-8, 1e6)  # beyond, the grid is not extended
@@ -69,7 +73,7 @@ def probe(
     classifier is then fitted on all of `train` and measured on `test`.
 
     Args:
-      train: float [n, d] features, held in memory of one device.
+      train: float [n, d] features, held in memory of one device; `probe_apart` splits them.
       train_labels: int [n] in [0, classes); rows with label -1 are left out.
       test: float [m, d] features.
       test_labels: int [m]; rows with label -1 are not counted.
@@ -87,29 +91,51 @@ def probe(
       UserError: empty grid or C not positive, no labelled rows, no class of two rows to hold one
         out, label outside the classes, features that are not finite.
     """
+    train = apart.alone(train, train_labels)
+    return probe_apart(train, test, test_labels, classes, grid, holdout, seed)
+
+
+def probe_apart(
+    train: apart.Apart,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    classes: int,
+    grid: tuple[float, ...] = GRID,
+    holdout: float = 0.2,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """`probe` on rows that no process has whole; all processes call it.
+
+    Args:
+      train: n rows with labels in [0, classes); those with label -1 are left out.
+      test, test_labels: as for `probe`, the same on every process.
+      classes, grid, holdout, seed: as for `probe`.
+
+    Returns and raises, on every process, what `probe` does.
+    """
     if not grid or min(grid) <= 0:
         raise UserError(f"linear: the grid of C must hold positive numbers, got {grid}")
-    check(train, train_labels, test, classes)
-    mean, scale = standardisation(np.asarray(train)[np.asarray(train_labels) >= 0])
-    x = jnp.asarray((np.asarray(train, np.float32) - mean) * scale)  # [n, d]
-    y = np.asarray(train_labels, np.int32)
+    check(train, test, classes)
+    y = train.labels
     held = stratified_holdout(y, holdout, seed)
-    inner = jnp.asarray((y >= 0) & ~held, jnp.float32)
+    placed = _placed(train)
+    inner = _weights(train, (y >= 0) & ~held)
+    out = apart.split(held, train, train.mesh)
 
     tried: dict[float, tuple[float, float, Params]] = {}
     # The best constant classifier, where a small C ends: only the weight is left to be found.
     prior = np.bincount(y[(y >= 0) & ~held], minlength=classes) + 0.5
-    bias = jnp.asarray(np.log(prior / prior.sum()), jnp.float32)
-    params = Params(jnp.zeros((x.shape[1], classes)), bias)
+    params = _start(train, np.log(prior / prior.sum()))
     todo = sorted(grid)
     while todo:
         for c in todo:
             if tried:  # warm start from the solution of the nearest C so far
                 near = min(tried, key=lambda other: abs(np.log(other / c)))
                 params = tried[near][2]
-            params = fit(x, y, inner, c, params, tolerance=1e-3).params
-            top1, cross_entropy = _score(params, x, y, held)
-            tried[c] = (top1, cross_entropy, params)
+            params = fit(placed.x, placed.y, inner, c, params, tolerance=1e-3).params
+            right, cross_entropy, _ = sums(params, placed.x, placed.y, out)
+            count = int(held.sum())
+            tried[c] = (int(right) / count, float(cross_entropy) / count, params)
         best = max(tried, key=lambda c: (tried[c][0], -tried[c][1]))
         todo = []
         if best == min(tried) and best > RANGE[0] * 2:
@@ -117,17 +143,12 @@ def probe(
         elif best == max(tried) and best < RANGE[1] / 2:
             todo = [best * 10]
 
-    final = _final(x, y, best, tried[best][2])
-    scores = logits(final.params, jnp.asarray((np.asarray(test, np.float32) - mean) * scale))
     return {
-        **_measured(scores, test_labels),
-        "C": float(best),
+        **_finished(train, placed, test, test_labels, best, tried[best][2]),
         "curve": [
             {"C": float(c), "top1": tried[c][0], "cross_entropy": tried[c][1]}
             for c in sorted(tried)
         ],
-        "gap": float(final.gap),
-        "steps": int(final.steps),
     }
 
 
@@ -156,18 +177,10 @@ def probe_at(
     """
     if not c > 0:
         raise UserError(f"linear: C must be positive, got {c}")
-    check(train, train_labels, test, classes)
-    mean, scale = standardisation(np.asarray(train)[np.asarray(train_labels) >= 0])
-    x = jnp.asarray((np.asarray(train, np.float32) - mean) * scale)  # [n, d]
-    y = np.asarray(train_labels, np.int32)
-    final = _final(x, y, c, Params(jnp.zeros((x.shape[1], classes)), jnp.zeros(classes)))
-    scores = logits(final.params, jnp.asarray((np.asarray(test, np.float32) - mean) * scale))
-    return {
-        **_measured(scores, test_labels),
-        "C": float(c),
-        "gap": float(final.gap),
-        "steps": int(final.steps),
-    }
+    train = apart.alone(train, train_labels)
+    check(train, test, classes)
+    start = _start(train, np.zeros(classes))
+    return _finished(train, _placed(train), test, test_labels, c, start)
 
 
 def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -280,8 +293,14 @@ def standardisation(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       float32 [d] twice. The scale of a column that is constant (to float32's precision, 1e-6 of
       its mean) is 0: such a column is silenced instead of having its rounding noise blown up.
     """
-    mean = np.mean(x, axis=0, dtype=np.float64)
-    deviation = np.sqrt(np.mean(np.square(x - mean), axis=0))
+    return _standardisation(apart.alone(x, np.zeros(len(x))))
+
+
+def _standardisation(a: apart.Apart) -> tuple[np.ndarray, np.ndarray]:
+    """`standardisation` over the rows with a label, of all processes."""
+    known = a.labels >= 0
+    mean = apart.means(a, known, lambda block: block)
+    deviation = np.sqrt(apart.means(a, known, lambda block: np.square(block - mean)))
     alive = deviation > 1e-6 * np.abs(mean) + 1e-30
     scale = np.where(alive, 1 / np.where(alive, deviation, 1), 0)
     return mean.astype(np.float32), scale.astype(np.float32)
@@ -325,44 +344,103 @@ def logits(params: Params, x: jax.Array) -> jax.Array:
     return jnp.matmul(x, params.weight, precision=lax.Precision.HIGHEST) + params.bias
 
 
-def _final(x, y, c, start):
-    """The last fit, on every row with a label."""
-    return fit(x, y, jnp.asarray(y >= 0, jnp.float32), c, start, tolerance=1e-7)
+@jax.jit
+def sums(
+    params: Params, x: jax.Array, y: jax.Array, counted: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What a classifier is worth on some rows, which may be split over devices.
+
+    Args:
+      params: the classifier.
+      x: float32 [n, d].
+      y: int32 [n]; at least 0 where counted.
+      counted: bool [n].
+
+    Returns:
+      Over the rows counted: how many are right (int32 [], `accuracy.top` with k = 1), the sum of
+      the cross-entropy (float32 [], nats), how many have a score that is not finite (int32 []).
+    """
+    scores, y = logits(params, x), jnp.maximum(y, 0)  # [n, classes]
+    truth = jnp.take_along_axis(scores, y[:, None], axis=1)  # [n, 1]
+    # As accuracy.top ranks: of equal scores the lower class first; NaN is wrong.
+    before = (scores > truth) | ((scores == truth) & (jnp.arange(scores.shape[1]) < y[:, None]))
+    right = ~before.any(1) & ~jnp.isnan(truth[:, 0])
+    cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels(scores, y)
+    return (
+        jnp.sum(right & counted, dtype=jnp.int32),
+        jnp.sum(jnp.where(counted, cross_entropy, 0)),
+        jnp.sum(~jnp.isfinite(scores).all(1) & counted, dtype=jnp.int32),
+    )
 
 
-def _measured(scores, labels):
+class Placed(NamedTuple):
+    """Standardised rows on their devices.
+
+    Attributes:
+      x: float32 [N, d]; rows without a label are zeros.
+      y: int32 [N]; -1 behind the n rows.
+      mean, scale: float32 [d].
+    """
+
+    x: jax.Array
+    y: jax.Array
+    mean: np.ndarray
+    scale: np.ndarray
+
+
+def _placed(a):
+    mean, scale = _standardisation(a)
+    y = apart.split(a.labels, a, a.mesh, fill=-1)
+    return Placed(_standardised(apart.place(a, a.mesh), y, mean, scale), y, mean, scale)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _standardised(x, y, mean, scale):
+    return jnp.where((y >= 0)[:, None], (x - mean) * scale, 0)
+
+
+def _weights(a, rows):
+    """bool [n] as the weights of `fit`."""
+    return apart.split(rows.astype(np.float32), a, a.mesh)
+
+
+def _start(a, bias):
+    weight = np.zeros((a.own.shape[1], len(bias)), np.float32)
+    return parallel.put_whole(Params(weight, bias.astype(np.float32)), a.mesh)
+
+
+def _finished(a, placed, test, test_labels, c, start):
+    """The last fit, on every row with a label, measured on test."""
+    final = fit(placed.x, placed.y, _weights(a, a.labels >= 0), c, start, tolerance=1e-7)
+    x = jnp.array(test, jnp.float32)  # [m, d], a copy to be overwritten, on one device
+    x = _standardised(x, np.zeros(len(x), np.int32), placed.mean, placed.scale)
+    scores = np.asarray(logits(jax.tree.map(np.asarray, final.params), x))
     return {
-        "top1": accuracy.top(scores, labels, 1),
-        "top5": accuracy.top(scores, labels, 5),
-        "mean_per_class": mean_per_class(scores, labels),
+        "top1": accuracy.top(scores, test_labels, 1),
+        "top5": accuracy.top(scores, test_labels, 5),
+        "mean_per_class": mean_per_class(scores, test_labels),
+        "C": float(c),
+        "gap": float(final.gap),
+        "steps": int(final.steps),
     }
 
 
-def _score(params, x, y, held):
-    """Top-1 and mean cross-entropy on the held-out rows."""
-    scores = np.asarray(logits(params, x))[held]
-    cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels(scores, y[held])
-    return accuracy.top(scores, y[held], 1), float(jnp.mean(cross_entropy))
-
-
-def check(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, classes: int) -> None:
-    """Checks the arguments of `probe`.
+def check(train: apart.Apart, test: np.ndarray, classes: int) -> None:
+    """Checks the arguments of `probe_apart`; every process comes to the same.
 
     Raises:
       ValueError: shapes that do not fit.
       UserError: no labelled row, label outside the classes, features that are not finite.
     """
-    if np.ndim(train) != 2 or np.ndim(test) != 2 or train.shape[1] != test.shape[1]:
-        raise ValueError(f"linear: train {np.shape(train)}, test {np.shape(test)}: must be [·, d]")
-    if len(train) != len(train_labels):
-        raise ValueError(f"linear: {len(train)} train rows but {len(train_labels)} labels")
-    labels = np.asarray(train_labels)
+    own, labels = train.own, train.labels
+    if np.ndim(own) != 2 or np.ndim(test) != 2 or own.shape[1] != test.shape[1]:
+        raise ValueError(f"linear: train {np.shape(own)}, test {np.shape(test)}: must be [·, d]")
     if not (labels >= 0).any():
         raise UserError("linear: no training row has a label; the probe needs a labelled split")
     if labels.max() >= classes:
         raise UserError(
             f"linear: label {labels.max()} is outside the {classes} classes of the data"
         )
-    for name, x in (("train", train), ("test", test)):
-        if not np.isfinite(np.asarray(x)).all():
+    for name, fine in (("train", apart.all_finite(train)), ("test", apart.finite(test))):
+        if not fine:
             raise UserError(f"linear: the {name} features are not all finite; the encoder diverged")

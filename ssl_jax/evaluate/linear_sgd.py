@@ -6,6 +6,9 @@ of its own; all of them see the same batches and are trained at once (`vmap` ove
 compiled scan an epoch). The best on a hold-out of train is trained once more, on all of train, and
 that one is measured on test. A grid of one needs no hold-out.
 
+The rows may be split over devices and processes (`apart.Apart`): then the rows of a batch, and
+nothing else, are brought to all of them in every step.
+
 Sources: the learning rates side by side: DINOv2 (eval/linear.py). The protocols: main_lincls.py of
 MoCo and SimSiam, main_linprobe.py of MAE, eval_linear.py of DINO. Where they report the best epoch
 on the validation set, we report the last.
@@ -22,9 +25,10 @@ import numpy as np
 import optax
 from jax import lax
 
+from ssl_jax import parallel
 from ssl_jax.data import loader
 from ssl_jax.errors import UserError, near_misses
-from ssl_jax.evaluate import accuracy, linear
+from ssl_jax.evaluate import accuracy, apart, linear
 from ssl_jax.train import rules, schedules
 
 OPTIMIZERS = ("sgd", "lars", "larc")
@@ -98,17 +102,48 @@ def probe(
       UserError: a recipe that cannot be, fewer rows than a batch, training that diverged with
         every learning rate, or as `linear.probe`.
     """
+    return probe_apart(
+        lambda epoch: apart.alone(train(epoch), train_labels),
+        apart.alone(plain, train_labels),
+        test,
+        test_labels,
+        classes,
+        recipe,
+        holdout,
+        seed,
+    )
+
+
+def probe_apart(
+    train: Callable[[int], apart.Apart],
+    plain: apart.Apart,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    classes: int,
+    recipe: Mapping[str, Any],
+    holdout: float = 0.2,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """`probe` on rows that no process has whole; all processes call it.
+
+    Args:
+      train: epoch -> features to learn from, `plain` itself where features are cached.
+      plain: features without augmentation, with labels in [0, classes) or -1.
+      test, test_labels: as for `probe`, the same on every process.
+      classes, recipe, holdout, seed: as for `probe`.
+
+    Returns and raises, on every process, what `probe` does.
+    """
     recipe = complete(recipe)
-    linear.check(plain, train_labels, test, classes)
-    y = np.asarray(train_labels, np.int32)
+    linear.check(plain, test, classes)
+    y = plain.labels
     grid = list(itertools.product(recipe["learning_rates"], recipe["weight_decays"]))
     curve, best = [], grid[0]
     if len(grid) > 1:
         held = linear.stratified_holdout(y, holdout, seed)
         rows = np.flatnonzero((y >= 0) & ~held)
-        state = fit(train, y, rows, classes, recipe, grid, seed)
-        x_held = jnp.asarray(plain[held], jnp.float32)
-        values = [measure(state, g, recipe, x_held, y[held]) for g in range(len(grid))]
+        state = fit_apart(train, rows, classes, recipe, grid, seed)
+        values = measure(state, recipe, plain, held)
         curve = [
             {"learning_rate": lr, "weight_decay": wd, "top1": top1, "cross_entropy": loss}
             for (lr, wd), (top1, loss) in zip(grid, values, strict=True)
@@ -117,7 +152,7 @@ def probe(
         if not finite:
             raise UserError(_diverged(recipe["learning_rates"]))
         best = grid[max(finite, key=lambda g: (values[g][0], -values[g][1]))]
-    state = fit(train, y, np.flatnonzero(y >= 0), classes, recipe, [best], seed)
+    state = fit_apart(train, np.flatnonzero(y >= 0), classes, recipe, [best], seed)
     scores = np.asarray(scores_of(state, 0, recipe, test))
     if not np.isfinite(scores).all():
         raise UserError(_diverged(best[:1]))
@@ -152,10 +187,30 @@ def fit(
       seed: as for `probe`.
 
     Returns:
-      the state after the last epoch, g = len(grid).
+      the state after the last epoch, g = len(grid), on the host.
 
     Raises:
       UserError: fewer rows than a batch.
+    """
+    return fit_apart(lambda epoch: apart.alone(train(epoch), y), rows, classes, recipe, grid, seed)
+
+
+def fit_apart(
+    train: Callable[[int], apart.Apart],
+    rows: np.ndarray,
+    classes: int,
+    recipe: Mapping[str, Any],
+    grid: list[tuple[float, float]],
+    seed: int,
+) -> State:
+    """`fit` on rows that no process has whole; all processes call it.
+
+    Every device of `parallel.repeating` takes the same steps on the same batches, so the numbers
+    are those of one device.
+
+    Args:
+      train: epoch -> features and labels.
+      rows, classes, recipe, grid, seed: as for `fit`.
     """
     batch = recipe["batch"]
     per_epoch = len(rows) // batch
@@ -167,30 +222,27 @@ def fit(
     shape = {**recipe, "learning_rate": 1.0, "scaling": "none"}
     schedule = schedules.make(shape, batch, per_epoch, per_epoch * recipe["epochs"])
     scale = schedules.peak_learning_rate({**recipe, "learning_rate": 1.0}, batch)
-    peaks, decays = (jnp.asarray(column, jnp.float32) for column in zip(*grid, strict=True))
-    rates = scale * peaks  # [g]
+    peaks, decays = (np.asarray(column, np.float32) for column in zip(*grid, strict=True))
+    rates = scale * jnp.asarray(peaks)  # [g]
     fields = (recipe["optimizer"], recipe["momentum"], recipe["batch_norm"])
 
-    state, labels, before = None, jnp.asarray(y), None
+    state, x, before = None, None, None
     for epoch in range(recipe["epochs"]):
-        x = train(epoch)
-        if x is not before:  # cached features go to the device once
-            placed, before = jnp.asarray(x, jnp.float32), x
+        now = train(epoch)
+        mesh = parallel.repeating(now.mesh)
+        if now.own is not before:  # cached features go to the devices once
+            x = None  # room for the new ones
+            x, before = apart.place(now, mesh), now.own
         if state is None:
-            state = begin(x.shape[1], classes, len(grid), fields, seed)
+            start = begin(now.own.shape[1], classes, len(grid), fields, seed)
+            state = parallel.put_whole(jax.tree.map(np.asarray, start), mesh)
+            y = parallel.put_whole(now.labels, mesh)
         order = rows[loader.order(seed, epoch, len(rows))[: per_epoch * batch]]
         steps = epoch * per_epoch + jnp.arange(per_epoch)
-        learning_rates = schedule(steps)[:, None] * rates  # [steps, g]
-        state = _epoch(
-            state,
-            placed,
-            labels,
-            jnp.asarray(order.reshape(per_epoch, batch), jnp.int32),
-            learning_rates,
-            decays,
-            fields,
-        )
-    return state
+        learning_rates = np.asarray(schedule(steps)[:, None] * rates)  # [steps, g]
+        order = order.reshape(per_epoch, batch).astype(np.int32)
+        state = _epoch(state, x, y, order, learning_rates, decays, fields, mesh)
+    return jax.tree.map(np.asarray, state)
 
 
 def begin(d: int, classes: int, g: int, fields: tuple[str, float, bool], seed: int) -> State:
@@ -211,9 +263,12 @@ def begin(d: int, classes: int, g: int, fields: tuple[str, float, bool], seed: i
     return State(params, momentum, jnp.zeros(d), jnp.ones(d))
 
 
-@functools.partial(jax.jit, static_argnames="fields", donate_argnums=0)
-def _epoch(state, x, y, order, learning_rates, decays, fields):
-    """Steps over the rows `order` [steps, b], with learning_rates [steps, g] and decays [g]."""
+@functools.partial(jax.jit, static_argnames=("fields", "mesh"), donate_argnums=0)
+def _epoch(state, x, y, order, learning_rates, decays, fields, mesh):
+    """Steps over the rows `order` [steps, b], with learning_rates [steps, g] and decays [g].
+
+    x is split over the devices of the mesh; everything else is whole on each of them.
+    """
 
     def loss_of(params, rows, labels):
         cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels(
@@ -226,18 +281,23 @@ def _epoch(state, x, y, order, learning_rates, decays, fields):
         updates, momentum = _rule(fields, learning_rate, decay).update(grad, momentum, params)
         return optax.apply_updates(params, updates), momentum
 
-    def step(state, now):
-        picked, learning_rate = now
-        rows, labels = x[picked], y[picked]  # [b, d], [b]
-        mean, variance = state.mean, state.variance
-        if fields[2]:
-            rows, mean, variance = normalise_batch(rows, mean, variance)
-        params, momentum = jax.vmap(candidate, in_axes=(0, 0, 0, 0, None, None))(
-            state.params, state.momentum, learning_rate, decays, rows, labels
-        )
-        return State(params, momentum, mean, variance), None
+    def steps(x, whole):
+        state, y, order, learning_rates, decays = whole
 
-    return lax.scan(step, state, (order, learning_rates))[0]
+        def step(state, now):
+            picked, learning_rate = now
+            rows, labels = parallel.take(x, picked, parallel.AXIS), y[picked]  # [b, d], [b]
+            mean, variance = state.mean, state.variance
+            if fields[2]:
+                rows, mean, variance = normalise_batch(rows, mean, variance)
+            params, momentum = jax.vmap(candidate, in_axes=(0, 0, 0, 0, None, None))(
+                state.params, state.momentum, learning_rate, decays, rows, labels
+            )
+            return State(params, momentum, mean, variance), None
+
+        return lax.scan(step, state, (order, learning_rates))[0]
+
+    return parallel.map_split(steps, mesh)(x, (state, y, order, learning_rates, decays))
 
 
 def normalise_batch(
@@ -266,21 +326,46 @@ def normalise_batch(
 
 def scores_of(state: State, g: int, recipe: Mapping[str, Any], x: np.ndarray) -> jax.Array:
     """Logits of candidate g, float32 [m, classes], of features [m, d]."""
-    x = jnp.asarray(x, jnp.float32)
+    x = jnp.array(x, jnp.float32)  # a copy, to be overwritten
     if recipe["batch_norm"]:
-        x = (x - state.mean) * lax.rsqrt(state.variance + 1e-6)
+        x = _normalised(x, state.mean, state.variance)
     return linear.logits(jax.tree.map(lambda p: p[g], state.params), x)
 
 
+@functools.partial(jax.jit, donate_argnums=0)
+def _normalised(x, mean, variance):
+    return (x - mean) * lax.rsqrt(variance + 1e-6)
+
+
 def measure(
-    state: State, g: int, recipe: Mapping[str, Any], x: jax.Array, y: np.ndarray
-) -> tuple[float, float | None]:
-    """Top-1 and mean cross-entropy (nats) of candidate g; (0, None) where it diverged."""
-    scores = np.asarray(scores_of(state, g, recipe, x))
-    if not np.isfinite(scores).all():
-        return 0.0, None
-    cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels(scores, y)
-    return accuracy.top(scores, y, 1), float(jnp.mean(cross_entropy))
+    state: State, recipe: Mapping[str, Any], plain: apart.Apart, held: np.ndarray
+) -> list[tuple[float, float | None]]:
+    """What every candidate is worth on the rows held out, each process scoring its own.
+
+    Args:
+      state: on the host.
+      recipe: all FIELDS.
+      plain: the features of all rows.
+      held: bool [n], True somewhere.
+
+    Returns:
+      (top-1, mean cross-entropy in nats) of each; (0, None) where it diverged.
+    """
+    past = plain.first + len(plain.own)
+    mine, y = held[plain.first : past], plain.labels[plain.first : past]
+    x, y = jnp.array(plain.own[mine], jnp.float32), y[mine]  # of this process
+    if recipe["batch_norm"]:
+        x = _normalised(x, state.mean, state.variance)
+    found = []
+    for g in range(len(state.params.bias)):
+        params = jax.tree.map(lambda p, g=g: p[g], state.params)
+        found.append([float(total) for total in linear.sums(params, x, y, np.ones(len(y), bool))])
+    totals = parallel.from_each(np.asarray(found, np.float64), plain.mesh).sum(0)  # [g, 3]
+    count = int(held.sum())
+    return [
+        (0.0, None) if broken else (right / count, cross_entropy / count)
+        for right, cross_entropy, broken in totals.tolist()
+    ]
 
 
 def complete(recipe: Mapping[str, Any]) -> dict[str, Any]:

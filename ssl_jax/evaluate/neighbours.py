@@ -3,6 +3,9 @@
 The queries are split over the devices and stay there; the bank is streamed to every device in
 blocks. Against each block the queries keep their k best neighbours so far, so no [m, n] matrix of
 similarities, and no second copy of the bank, ever exists.
+
+Where every process has its own rows of the bank (`apart.Apart`), each finds the k best of them for
+all queries, and these are joined: what travels is P·m·k numbers, no features.
 """
 
 import functools
@@ -16,6 +19,7 @@ from jax import lax
 
 from ssl_jax import parallel
 from ssl_jax.errors import UserError
+from ssl_jax.evaluate import apart
 
 # Rows handled at once; the result does not depend on them. On CPU a block of similarities should
 # stay in the cache of a core.
@@ -71,6 +75,7 @@ def by_distance(
     query_block: int = QUERY_BLOCK,
     bank_block: int | None = None,
     mesh: Any = None,
+    centre: np.ndarray | None = None,
 ) -> Neighbours:
     """The k rows of the bank at the smallest Euclidean distance from each query.
 
@@ -78,6 +83,8 @@ def by_distance(
       bank: float [n, d].
       queries: float [m, d].
       k, known, query_block, bank_block, mesh: as for `search`.
+      centre: float32 [d], where the origin is moved to; None: to the mean of the bank. Any gives
+        the same neighbours up to rounding.
 
     Returns:
       Neighbours; the similarity is −‖x − x_i‖² up to a number that is the same for all rows.
@@ -87,9 +94,78 @@ def by_distance(
     """
     check_features(bank, queries)
     # Distances do not change when both sets move; near the origin ‖a‖² + ‖b‖² − 2ab cancels less.
-    centre = np.mean(bank, axis=0, dtype=np.float32)
+    centre = np.mean(bank, axis=0, dtype=np.float32) if centre is None else centre
     queries = np.asarray(queries, np.float32) - centre
     return search(bank, queries, k, _closeness, known, centre, query_block, bank_block, mesh)
+
+
+def by_cosine_apart(bank: apart.Apart, queries: np.ndarray, k: int) -> Neighbours:
+    """`by_cosine` of a bank that no process has whole. Rows without a label are not in the bank.
+
+    Args:
+      bank: n rows.
+      queries: float [m, d], the same on every process.
+      k: neighbours to keep.
+
+    Returns:
+      Neighbours, on every process; the index is that of the n rows.
+
+    Raises:
+      UserError: features that are not finite, on every process.
+    """
+    _check_apart(bank, queries)
+    return _search_apart(by_cosine, bank, queries, k)
+
+
+def by_distance_apart(bank: apart.Apart, queries: np.ndarray, k: int) -> Neighbours:
+    """`by_distance`, otherwise as `by_cosine_apart`."""
+    _check_apart(bank, queries)
+    centre = None
+    if parallel.processes(bank.mesh) > 1:  # what is compared must have one origin
+        everyone = np.ones(len(bank.labels), bool)
+        centre = apart.means(bank, everyone, lambda block: block).astype(np.float32)
+    return _search_apart(functools.partial(by_distance, centre=centre), bank, queries, k)
+
+
+def _search_apart(by, bank, queries, k):
+    """The best k of each process's own rows, and of these the best k.
+
+    Args:
+      by: `by_cosine` or `by_distance`.
+    """
+    r = len(bank.own)
+    known = bank.labels[bank.first : bank.first + r] >= 0
+    if r:
+        mesh = parallel.mesh(bank.mesh.local_mesh.devices.flat)
+        near = by(bank.own, queries, k, known, mesh=mesh)
+    else:
+        near = Neighbours(
+            np.full((len(queries), k), -np.inf, np.float32),
+            np.full((len(queries), k), -1, np.int32),
+        )
+    return _join(near, bank) if parallel.processes(bank.mesh) > 1 else near
+
+
+def _join(near, bank):
+    """The k best of the processes' k best."""
+    parallel.meet("neighbours", apart.DAY)
+    m, k = near.index.shape
+    index = np.where(near.index >= 0, near.index + np.int32(bank.first), np.int32(-1))
+    similarity, joined = np.empty_like(near.similarity), np.empty_like(index)
+    processes = parallel.processes(bank.mesh)
+    step = max(1, min(m, apart.GATHERED // (4 * processes * k)))
+    for start in range(0, m, step):
+        few = slice(start, start + step)
+        # [P, q, k] -> [q, P·k]: processes in the order of their rows, so that the stable sort
+        # leaves the earlier of equals in front, as `search` does.
+        values, rows = (
+            np.moveaxis(parallel.from_each(x[few], bank.mesh), 0, 1).reshape(-1, processes * k)
+            for x in (near.similarity, index)
+        )
+        order = np.argsort(-values, axis=1, kind="stable")[:, :k]
+        similarity[few] = np.take_along_axis(values, order, axis=1)
+        joined[few] = np.take_along_axis(rows, order, axis=1)
+    return Neighbours(similarity, joined)
 
 
 def search(
@@ -201,18 +277,27 @@ def check_features(train: np.ndarray, test: np.ndarray) -> None:
       ValueError: the shapes do not fit.
       UserError: features that are not finite.
     """
+    _check_shapes(train, test)
+    for name, x in (("train", train), ("test", test)):
+        if not apart.finite(x):
+            raise UserError(_not_finite(name))
+
+
+def _check_apart(bank, queries):
+    """As `check_features`: on every process the same."""
+    _check_shapes(bank.own, queries)
+    for name, fine in (("train", apart.all_finite(bank)), ("test", apart.finite(queries))):
+        if not fine:
+            raise UserError(_not_finite(name))
+
+
+def _check_shapes(train, test):
     if np.ndim(train) != 2 or np.ndim(test) != 2 or train.shape[1] != test.shape[1]:
         raise ValueError(f"knn: train {np.shape(train)} and test {np.shape(test)} must be [·, d]")
-    for name, x in (("train", train), ("test", test)):
-        for start in range(0, len(x), BANK_BLOCK):
-            block = x[start : start + BANK_BLOCK]
-            # The sum of finite numbers is finite, unless it overflows: then every one is asked.
-            with np.errstate(over="ignore", invalid="ignore"):
-                suspicious = not np.isfinite(np.sum(block))
-            if suspicious and not np.isfinite(block).all():
-                raise UserError(
-                    f"knn: the {name} features are not all finite; the encoder diverged"
-                )
+
+
+def _not_finite(name):
+    return f"knn: the {name} features are not all finite; the encoder diverged"
 
 
 def _dot(queries, bank):

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_dict
 from ssl_jax import host, parallel, workdir
 from ssl_jax.data import loader, sources
 from ssl_jax.errors import UserError, near_misses
-from ssl_jax.evaluate import encoder, representation
+from ssl_jax.evaluate import apart, encoder, representation
 
 SPLITS = ("test", "holdout")
 # `config.features` of the jobs that have it: see `features`.
@@ -70,6 +70,21 @@ class Features(NamedTuple):
 
     train: np.ndarray
     train_labels: np.ndarray
+    test: np.ndarray
+    test_labels: np.ndarray
+    images_per_second: float
+
+
+class FeaturesApart(NamedTuple):
+    """As `Features`, but no process has all rows to learn from.
+
+    Attributes:
+      train: n rows.
+      test, test_labels: float32 [m, d], int32 [m], on every process.
+      images_per_second: of the encoder, both sets, all processes.
+    """
+
+    train: apart.Apart
     test: np.ndarray
     test_labels: np.ndarray
     images_per_second: float
@@ -316,6 +331,66 @@ def features(o: Opened, batch: int, which: str = "learned") -> Features:
     seconds = time.perf_counter() - began
     (train, train_labels), (test, test_labels) = both
     return Features(train, train_labels, test, test_labels, (len(train) + len(test)) / seconds)
+
+
+def features_apart(
+    o: Opened,
+    batch: int,
+    which: str = "learned",
+    read: Callable[[Any, Any, jax.Array], jax.Array] | None = None,
+    interpolation: str = "bilinear",
+) -> FeaturesApart:
+    """As `features`, for sets beyond the memory of one host.
+
+    Every process computes the features of its own rows, by itself; those to be judged on are
+    gathered.
+
+    Args:
+      o, batch, which: as for `features`.
+      read, interpolation: as `features` and `interpolation` of `encoder.compile_encode`; with
+        read, `which` is 'learned'.
+    """
+    began = time.perf_counter()
+    if which == "pixels":
+        compute = representation.pixels
+    else:
+        variables, own = network(o, which)
+        here = parallel.mesh(jax.local_devices())
+        encode = encoder.compile_encode(o.restored.saved.config, here, read or own, interpolation)
+        compute = computing(encode, parallel.put_here(variables), batch)
+    train, test = (part_apart(compute, part, o.mesh) for part in (o.learn, o.judge))
+    n = len(train.labels) + len(test.labels)
+    speed = n / (time.perf_counter() - began)
+    return FeaturesApart(train, apart.gather(test), test.labels, speed)
+
+
+def computing(
+    encode: Callable[[Any, Any], dict[str, jax.Array]], whole: Any, batch: int
+) -> Callable[[representation.Part], tuple[np.ndarray, np.ndarray]]:
+    """part -> features and labels, computed by this process alone.
+
+    Args:
+      encode: from `encoder.compile_encode`, for the devices of this process.
+      whole: what it takes besides rows, there.
+      batch: images at a time over the devices of all processes.
+    """
+    batch = -(-batch // jax.process_count())
+    return lambda part: encoder.extract(encode, whole, *part, batch, host.Cluster(1, 0, 1))
+
+
+def part_apart(
+    compute: Callable[[representation.Part], tuple[np.ndarray, np.ndarray]],
+    part: representation.Part,
+    mesh: Any,
+) -> apart.Apart:
+    """`apart.extract` of the rows of a part.
+
+    Args:
+      compute: part -> features float32 [r, d], labels int32 [r]; see `computing`.
+      part: the rows.
+      mesh: all devices.
+    """
+    return apart.extract(lambda rows: compute(part._replace(rows=rows)), part.rows, mesh)
 
 
 def network(o: Opened, which: str) -> tuple[Any, Callable[[Any, Any, jax.Array], jax.Array] | None]:

@@ -15,6 +15,8 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     beside it. A grid of other k and temperatures is a table and never the result: its best member
     would be chosen on the very images that it is judged on.
 
+    Every process keeps the features of its own part of the training images.
+
     Args:
       config: `probing.defaults('knn')` with k, temperature, grid_k and grid_temperature.
       cluster: the processes of the job.
@@ -31,11 +33,11 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     knn.check_grid((config.k, *ks), (config.temperature, *temperatures))
 
     def measure(o: probing.Opened):
-        f = probing.features(o, config.batch, config.features)
-        labels, known = f.train_labels, f.train_labels >= 0
+        f = probing.features_apart(o, config.batch, config.features)
+        labels = f.train.labels
         knn.check_labels(labels, o.classes)
-        near = neighbours.by_cosine(f.train, f.test, max(config.k, *ks), known, mesh=o.mesh)
-        metric = neighbours.by_distance(f.train, f.test, config.k, known, mesh=o.mesh)
+        near = neighbours.by_cosine_apart(f.train, f.test, max(config.k, *ks))
+        metric = neighbours.by_distance_apart(f.train, f.test, config.k)
         votes = {
             "knn": knn.weighted(near, labels, o.classes, config.k, config.temperature),
             "plain_cosine": knn.plain(near, labels, o.classes, config.k),

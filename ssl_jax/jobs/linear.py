@@ -1,14 +1,14 @@
 """Probing by a linear classifier on frozen features."""
 
-import time
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, host, models
+from ssl_jax import augment, host, models, parallel
 from ssl_jax.errors import UserError, near_misses
-from ssl_jax.evaluate import encoder, linear, linear_sgd, probing
+from ssl_jax.evaluate import apart, encoder, linear, linear_sgd, probing
 from ssl_jax.models.vit import ViT
 
 SOLVERS = ("lbfgs", "sgd")
@@ -25,7 +25,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     The features are the encoder's own, or, for a ViT, those of `encoder.last_blocks`. They are
     computed once, from images that are resized and cropped as in evaluation. The official SGD
     protocols crop and flip at random in every epoch, which costs one pass of the encoder an epoch:
-    `augment` does that.
+    `augment` does that. Every process keeps those of its own part of the training images.
 
     Args:
       config: `probing.defaults('linear')` with the fields of configs/linear.py.
@@ -52,45 +52,31 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
 
     def measure(o: probing.Opened) -> dict[str, Any]:
         features = summary(o.restored.saved.config.model, config.blocks, config.average)
-        encode = encoder.compile_encode(
-            o.restored.saved.config, o.mesh, features, config.interpolation
+        f = probing.features_apart(
+            o, config.batch, read=features, interpolation=config.interpolation
         )
-        began = time.perf_counter()
-        (train, train_labels), (test, test_labels) = (
-            encoder.extract(encode, o.restored.variables, *part, config.batch, o.cluster)
-            for part in (o.learn, o.judge)
-        )
-        speed = (len(train) + len(test)) / (time.perf_counter() - began)
+        common = {"holdout": config.holdout, "seed": config.seed}
         if config.solver == "lbfgs":
-            found = linear.probe(
-                train,
-                train_labels,
-                test,
-                test_labels,
-                o.classes,
-                grid=tuple(config.grid),
-                holdout=config.holdout,
-                seed=config.seed,
+            found = linear.probe_apart(
+                f.train, f.test, f.test_labels, o.classes, tuple(config.grid), **common
             )
             chosen = {"C": found["C"]}
         else:
-            found = linear_sgd.probe(
-                augmented(o, config, features) if config.augment else lambda epoch: train,
-                train_labels,
-                train,
-                test,
-                test_labels,
+            found = linear_sgd.probe_apart(
+                augmented(o, config, features) if config.augment else lambda epoch: f.train,
+                f.train,
+                f.test,
+                f.test_labels,
                 o.classes,
                 config.sgd,
-                holdout=config.holdout,
-                seed=config.seed,
+                **common,
             )
             chosen = {k: found[k] for k in ("learning_rate", "weight_decay")}
         return {
             "linear_top1": found["top1"],
             "linear_top5": found["top5"],
             **chosen,
-            "images_per_second": speed,
+            "images_per_second": f.images_per_second,
             "solver": config.solver,
             "features": described(config.blocks, config.average),
             "augmented": bool(config.augment),
@@ -137,7 +123,7 @@ def described(blocks: int, average: bool) -> str:
 
 
 def augmented(o: probing.Opened, config: ConfigDict, features):
-    """epoch -> features float32 [n, d] of the training images, cropped and flipped anew."""
+    """epoch -> features (apart.Apart) of the training images, cropped and flipped anew."""
     view = o.restored.saved.config.evaluate
     policy = augment.make(
         "supervised",
@@ -148,12 +134,12 @@ def augmented(o: probing.Opened, config: ConfigDict, features):
         interpolation=config.crop_interpolation,
         flip=config.flip,
     )
-    encode = encoder.compile_augmented(
-        o.restored.saved.config, o.mesh, policy, config.seed, features
-    )
+    here = parallel.mesh(jax.local_devices())
+    encode = encoder.compile_augmented(o.restored.saved.config, here, policy, config.seed, features)
+    variables = parallel.put_here(o.restored.variables)
 
-    def train(epoch: int) -> np.ndarray:
-        whole = (o.restored.variables, np.int32(epoch))
-        return encoder.extract(encode, whole, *o.learn, config.batch, o.cluster)[0]
+    def train(epoch: int) -> apart.Apart:
+        compute = probing.computing(encode, (variables, np.int32(epoch)), config.batch)
+        return probing.part_apart(compute, o.learn, o.mesh)
 
     return train

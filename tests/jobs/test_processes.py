@@ -20,10 +20,18 @@ SMALL = (
     "--config.test_examples=199",  # no multiple of the devices
     "--config.batch=100",
 )
+SGD = (
+    *("--config.solver=sgd", "--config.sgd.epochs=3", "--config.sgd.batch=100"),
+    *("--config.sgd.batch_norm=True", "--config.sgd.learning_rates=(1.0,)"),
+)
 JOBS = {
     "knn": ("--config.grid_k=(1,20)",),
     "linear": (),
-    "linear_sgd": ("--config.solver=sgd", "--config.sgd.epochs=3", "--config.sgd.batch=100"),
+    "linear_sgd": SGD,
+    "linear_augmented": (
+        *SGD,
+        *("--config.augment=True", "--config.flip=0.0", "--config.crop_area=(0.5,1.0)"),
+    ),
     "lowshot": ("--config.shares=(0.1,)", "--config.shots=(2,)", "--config.draws=2"),
     "finetune": (
         *("--config.steps=4", "--config.batch=64", "--config.log_every=1"),
@@ -36,17 +44,35 @@ JOBS = {
     "analyze": ("--config.examples=100", "--config.policy=digits"),
     "report": (),
 }
-# The command lines one after the other; the processes join once.
+# The command lines one after the other; the processes join once. Writes down how many rows of
+# features a job ever had in one array, in one search and on its devices.
 DRIVER = """
-import json, sys
-from ssl_jax import joining, main
+import json, pathlib, sys
+from ssl_jax import joining, main, parallel
+from ssl_jax.evaluate import features, neighbours
+rows = []
+def recording(module, name, length):
+    f = getattr(module, name)
+    def recorded(*args, **kwargs):
+        found = f(*args, **kwargs)
+        rows[-1].append(length(args, found))
+        return found
+    setattr(module, name, recorded)
+recording(features, "extract", lambda args, found: len(found[0]))
+recording(neighbours, "search", lambda args, found: len(args[0]))
+recording(parallel, "put_own", lambda args, found: len(args[0]))
 join, joined = joining.join, []
 def join_once(found):
     if not joined:
         joined.append(join(found))
     return joined[0]
 joining.join = join_once
-sys.exit(max([main.main(argv) for argv in json.loads(sys.argv[1])]))
+codes = []
+for argv in json.loads(sys.argv[1]):
+    rows.append([0])
+    codes.append(main.main(argv))
+pathlib.Path(sys.argv[2]).write_text(json.dumps([max(r) for r in rows]))
+sys.exit(max(codes))
 """
 
 
@@ -81,6 +107,7 @@ def found(tmp_path_factory):
             [
                 *(sys.executable, "-c", DRIVER),
                 json.dumps(commands(folder / "run", folder / "two", 2, *cluster, f"--process={p}")),
+                str(folder / f"rows_{p}.json"),
             ],
             cwd=tiny_run.REPOSITORY,
             stdout=subprocess.PIPE,
@@ -149,3 +176,14 @@ def test_processes_connect_before_work_that_may_take_one_of_them_longer(
     with pytest.raises(Reached):
         main.main(argv)
     assert len(called) == 1 and str(tmp_path) in called[0]
+
+
+def test_no_process_has_all_the_features_to_learn_from(found):
+    """300 rows on two processes: 150 each, where the sets may be large."""
+    folder, _ = found
+    for p in range(2):
+        rows = json.loads((folder / f"rows_{p}.json").read_text())
+        most = dict(zip(JOBS, rows, strict=True))
+        for name in ("knn", "linear", "linear_sgd", "linear_augmented"):
+            assert most[name] == 150, name
+        assert most["cluster"] == most["transfer"] == 300  # gathered: what is counted is true
