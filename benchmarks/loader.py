@@ -1,14 +1,14 @@
 """A folder of JPEGs to batches on the host: ours, torch's DataLoader and Grain.
 
     pip install -e '.[bench]'
-    python -m benchmarks.loader [--folder FOLDER] [--pictures 1536] [--size 224] [--batch 128]
+    python -m benchmarks.loader [--folder FOLDER] [--pictures 1536] [--sizes 224 256] [--batch 128]
                                 [--images 4096] [--workers 2] [--rounds 5] [--out FILE]
 
 Without `--folder` it makes one: pictures of 256 × 256 pixels at quality 90, cut at all scales out
 of scikit-learn's two photographs, of changing brightness. From there all peers deliver the same:
 shuffled batches of uint8 [batch, size, size, 3] with labels, the centred square of each picture
-resized to `size`, the files in the page cache, nothing decoded kept between epochs. (With
-`--size 256` nothing is resized: that is what our ImageNet presets read, and crop on the device.)
+resized to `size`, the files in the page cache, nothing decoded kept between epochs. At 256 nothing
+is resized: that is what our ImageNet presets read; their 224-pixel views are made on the device.
 
     ssl_jax            the loader of a run: one thread a core, each making a whole batch
     torch              DataLoader with `workers` processes, Pillow, the default collation
@@ -114,8 +114,11 @@ def torch(folder: str, size: int, batch: int, workers: int):
 def grain(folder: str, size: int, batch: int, workers: int):
     """Batches of Grain, decoded by our decoder; workers = 0: by Grain's threads."""
     import grain
+    from absl import flags
 
     from ssl_jax.data import decode
+
+    flags.FLAGS.mark_as_parsed()  # its processes read flags, which absl.app would have parsed
 
     paths, labels = listing(folder)
 
@@ -159,22 +162,35 @@ def measure(peer: str, folder: str, size: int, batch: int, images: int, workers:
     return {"seconds": time.perf_counter() - start, "images": count * batch}
 
 
-def table(found: dict[str, list[dict]]) -> str:
-    """Markdown: a line for each peer.
+def launch(a: argparse.Namespace, folder: str, size: int, peer: str) -> dict:
+    """`measure` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.loader", "--measure", peer]
+    command += ["--folder", folder, "--sizes", str(size)]
+    for name in ("batch", "images", "workers"):
+        command += [f"--{name}", str(getattr(a, name))]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **MALLOC}
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(found: dict[int, dict[str, list[dict]]]) -> str:
+    """Markdown: a line for each peer at each size.
 
     The ratio is that of our median to the peer's; in brackets the range of the ratios within a
     round.
     """
     median = statistics.median
-    rates = {peer: [r["images"] / r["seconds"] for r in runs] for peer, runs in found.items()}
-    base = next(iter(rates.values()))
-    lines = ["| | images/s | ours / theirs |", "|---|---|---|"]
-    for peer, rate in rates.items():
-        ratios = [x / y for x, y in zip(base, rate, strict=True)]
-        lines.append(
-            f"| {peer} | {median(rate):,.0f} ({min(rate):,.0f} … {max(rate):,.0f}) "
-            f"| × {median(base) / median(rate):.2f} ({min(ratios):.2f} … {max(ratios):.2f}) |"
-        )
+    lines = ["| pixels | | images/s | ours / theirs |", "|---|---|---|---|"]
+    for size, peers in found.items():
+        rates = {peer: [r["images"] / r["seconds"] for r in runs] for peer, runs in peers.items()}
+        base = next(iter(rates.values()))
+        for peer, rate in rates.items():
+            ratios = [x / y for x, y in zip(base, rate, strict=True)]
+            lines.append(
+                f"| {size} | {peer} | {median(rate):,.0f} ({min(rate):,.0f} … {max(rate):,.0f}) "
+                f"| × {median(base) / median(rate):.2f} ({min(ratios):.2f} … {max(ratios):.2f}) |"
+            )
     return "\n".join(lines)
 
 
@@ -183,7 +199,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", help="JPEGs in sub-folders; none: one is made")
     parser.add_argument("--pictures", type=int, default=1536, help="in the folder that is made")
-    parser.add_argument("--size", type=int, default=224, help="of the batches, pixels")
+    sizes = {"type": int, "nargs": "+", "default": [224, STORED]}
+    parser.add_argument("--sizes", **sizes, help="of the pictures in a batch, pixels")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--images", type=int, default=4096, help="timed in a measurement")
     parser.add_argument("--workers", type=int, default=2, help="processes of torch and of Grain")
@@ -193,25 +210,20 @@ def main() -> None:
     parser.add_argument("--measure", choices=PEERS, help="this peer, once, in this process")
     a = parser.parse_args()
     if a.measure:
-        print(json.dumps(measure(a.measure, a.folder, a.size, a.batch, a.images, a.workers)))
+        (size,) = a.sizes
+        print(json.dumps(measure(a.measure, a.folder, size, a.batch, a.images, a.workers)))
         return
     with tempfile.TemporaryDirectory() as made:
         if a.folder is None:
             make_folder(pathlib.Path(made), a.pictures)
-        folder, found, before = a.folder or made, {peer: [] for peer in a.peers}, os.getloadavg()[0]
+        folder, before = a.folder or made, os.getloadavg()[0]
+        found = {size: {peer: [] for peer in a.peers} for size in a.sizes}
         for _ in range(a.rounds):
-            for peer in a.peers:
-                command = [sys.executable, "-m", "benchmarks.loader", "--measure", peer]
-                command += ["--folder", folder]
-                for name in ("size", "batch", "images", "workers"):
-                    command += [f"--{name}", str(getattr(a, name))]
-                environment = {**os.environ, **MALLOC}
-                done = subprocess.run(
-                    command, stdout=subprocess.PIPE, text=True, check=True, env=environment
-                )
-                found[peer].append(json.loads(done.stdout.splitlines()[-1]))
+            for size in a.sizes:
+                for peer in a.peers:
+                    found[size][peer].append(launch(a, folder, size, peer))
         paths, _ = listing(folder)
-        size = sum(map(os.path.getsize, paths)) / len(paths)
+        mean = sum(map(os.path.getsize, paths)) / len(paths)
     load = (before, os.getloadavg()[0])
     cores = len(os.sched_getaffinity(0))
     packages = ("simplejpeg", "opencv-python-headless", "numpy", "torch", "pillow", "grain")
@@ -219,15 +231,13 @@ def main() -> None:
     command = " ".join(["python -m benchmarks.loader", *sys.argv[1:]])
     print(f"{command}: {cores} cores, load {load[0]:.1f} before and {load[1]:.1f} after,")
     print(", ".join(f"{k} {v}" for k, v in known.items()) + ";")
-    print(
-        f"{len(paths):,} pictures of {size / 1e3:.1f} kB, batches of {a.batch} × {a.size}² pixels,"
-    )
+    print(f"{len(paths):,} pictures of {mean / 1e3:.1f} kB, batches of {a.batch},")
     print(f"median (least … most) of {a.rounds} rounds of {a.images:,} images\n\n{table(found)}")
     if a.out:
-        asked = {name: getattr(a, name) for name in ("size", "batch", "images", "workers")}
+        asked = {name: getattr(a, name) for name in ("batch", "images", "workers")}
         asked |= {"command": command, "cores": cores, "load": load, "versions": known}
-        asked |= {"pictures": len(paths), "bytes": size}
-        a.out.write_text(json.dumps({**asked, "runs": found}, indent=1) + "\n")
+        asked |= {"pictures": len(paths), "bytes": mean}
+        a.out.write_text(json.dumps({**asked, "sizes": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
