@@ -2,7 +2,7 @@
 
     pip install -e '.[bench]'
     python -m benchmarks.loader [--folder FOLDER] [--pictures 1536] [--sizes 224 256] [--batch 128]
-                                [--images 4096] [--workers 2] [--rounds 5] [--out FILE]
+                                [--images 3072] [--workers 2] [--rounds 5] [--out FILE]
 
 Without `--folder` it makes one: pictures of 256 × 256 pixels at quality 90, cut at all scales out
 of scikit-learn's two photographs, of changing brightness. From there all peers deliver the same:
@@ -202,7 +202,7 @@ def main() -> None:
     sizes = {"type": int, "nargs": "+", "default": [224, STORED]}
     parser.add_argument("--sizes", **sizes, help="of the pictures in a batch, pixels")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--images", type=int, default=4096, help="timed in a measurement")
+    parser.add_argument("--images", type=int, default=3072, help="timed in a measurement")
     parser.add_argument("--workers", type=int, default=2, help="processes of torch and of Grain")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--rounds", type=int, default=5)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ssl_jax.augment.geometry import batched_dot
+from ssl_jax.augment.geometry import banded_dot
 
 PADDINGS = ("zero", "reflect", "edge")
 
@@ -48,8 +48,10 @@ def gaussian_blur(x: jax.Array, weights: jax.Array, padding: str) -> jax.Array:
     def blurred(x):
         rows = _matrix(weights, h, padding)
         columns = rows if w == h else _matrix(weights, w, padding)
-        x = batched_dot(x.reshape(b, h * c, w), columns, 2, 2)  # [b,h·C,w] · [b,w',w] -> [b,h·C,w']
-        x = batched_dot(rows, x.reshape(b, h, c * w), 2, 1)  # [b,h',h] · [b,h,C·w'] -> [b,h',C·w']
+        radius = weights.shape[1] // 2
+        # [b,h·C,w] · [b,w',w] -> [b,h·C,w'], [b,h',h] · [b,h,C·w'] -> [b,h',C·w']
+        x = banded_dot(x.reshape(b, h * c, w), columns, 2, 1, radius)
+        x = banded_dot(x.reshape(b, h, c * w), rows, 1, 1, radius)
         return x.reshape(b, h, c, w)
 
     if b > 1:

@@ -83,7 +83,8 @@ def test_the_same_noise_on_four_devices():
 
 @pytest.mark.parametrize("name,channels", [("simclr", 3), ("barlow_2", 3), ("digits", 1)])
 def test_one_by_one_gives_the_same_views(name, channels):
-    policy, images, keys = policies.make(name, 24), _images(24, 26, 30, channels), _keys(24)
+    """At 96 pixels the filters of a single image go in two runs (geometry.banded_dot)."""
+    policy, images, keys = policies.make(name, 96), _images(12, 110, 100, channels), _keys(12)
     loop = jax.jit(functools.partial(augment.apply, policy, one_by_one=True))
     np.testing.assert_allclose(loop(keys, images), apply(policy, keys, images), atol=2e-5)
 
