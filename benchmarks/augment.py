@@ -6,10 +6,10 @@
 
 The views are those of configs/simclr.py: `cifar10` at 32 pixels (no blur), `imagenet` at 96 and at
 256 → 224. uint8 images in memory go in, float32 views in [0, 1] come out; all peers get the same
-probabilities, strengths, interpolation and blur kernel from the policy. What a peer lacks is in the
-table. Ours runs as in the training step: mapped over the devices, on CPU one a core. dm-pix and
-augmax are mapped the same way; Pillow has `workers` processes, each its share of the batch, which
-write into shared memory, as torch's DataLoader does.
+probabilities, strengths, interpolation and blur kernel from the policy. What a peer lacks stands
+below the table. Ours runs as in the training step: mapped over the devices, on CPU one a core.
+dm-pix and augmax are mapped the same way; Pillow has `workers` processes, each its share of the
+batch, which write into shared memory, as torch's DataLoader does.
 
 Every peer is a process of its own, so that thread pools do not meet; all have the malloc settings
 of host.keep_memory_pages. In every round each of them works for `seconds` in turn while the others
@@ -70,7 +70,7 @@ def serve(peer: str, policy: dict, stored: int, batch: int, seconds: float, work
         run, facts = pillow(policy, images, workers)
     else:
         make = {"ssl_jax": ours, "dm-pix": dm_pix, "augmax": augmax}[peer]
-        run, facts = mapped(make(policy, stored), images)
+        run, facts = mapped(make, policy, images)
     run(0)
     start = time.perf_counter()
     run(1)
@@ -87,8 +87,8 @@ def serve(peer: str, policy: dict, stored: int, batch: int, seconds: float, work
         print(json.dumps(taken), file=answers)
 
 
-def mapped(views, images):
-    """views(key, images [b, …], axis) -> [b, …], compiled over all devices: (run, facts)."""
+def mapped(make, policy: dict, images):
+    """A policy of `make`, views(key, images, axis), compiled over all devices: (run, facts)."""
     import jax
     import numpy as np
     from jax.sharding import PartitionSpec as P
@@ -97,6 +97,7 @@ def mapped(views, images):
 
     host.set_cpu_devices(host.cpu_devices(len(images), 1, host.Cluster(1, 0, 1)))
     mesh = parallel.mesh()
+    views = make(policy, images.shape[1])  # augmax computes in it: not before the devices are made
 
     def step(i, images):
         key = jax.random.fold_in(jax.random.key(0), i)
@@ -415,8 +416,8 @@ def table(found: dict[int, dict[str, dict]]) -> str:
     """
     median = statistics.median
     lines = [
-        "| pixels | batch | | on | images/s | ours / theirs | without |",
-        "|---|---|---|---|---|---|---|",
+        "| pixels | batch | | on | images/s | ours / theirs |",
+        "|---|---|---|---|---|---|",
     ]
     for case, peers in found.items():
         _, stored, batch = CASES[case]
@@ -429,9 +430,10 @@ def table(found: dict[int, dict[str, dict]]) -> str:
                 *(pixels, f"{batch}", peer, peers[peer]["device"]),
                 f"{median(rate):,.0f} ({min(rate):,.0f} … {max(rate):,.0f})",
                 f"× {median(base) / median(rate):.2f} ({min(ratios):.2f} … {max(ratios):.2f})",
-                PEERS[peer],
             ]
             lines.append("| " + " | ".join(cells) + " |")
+    lines.append("")
+    lines += [f"{peer} is without: {PEERS[peer]}." for peer in rates if PEERS[peer]]
     return "\n".join(lines)
 
 
