@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from ssl_jax.augment.geometry import batched_dot
+from ssl_jax.augment.geometry import banded_dot
 
 PADDINGS = ("zero", "reflect", "edge")
 
@@ -43,11 +44,20 @@ def gaussian_blur(x: jax.Array, weights: jax.Array, padding: str) -> jax.Array:
       float32 [b, h, C, w].
     """
     b, h, c, w = x.shape
-    rows = _matrix(weights, h, padding)
-    columns = rows if w == h else _matrix(weights, w, padding)
-    x = batched_dot(x.reshape(b, h * c, w), columns, 2, 2)  # [b,h·C,w] · [b,w',w] -> [b,h·C,w']
-    x = batched_dot(rows, x.reshape(b, h, c * w), 2, 1)  # [b,h',h] · [b,h,C·w'] -> [b,h',C·w']
-    return x.reshape(b, h, c, w)
+
+    def blurred(x):
+        rows = _matrix(weights, h, padding)
+        columns = rows if w == h else _matrix(weights, w, padding)
+        radius = weights.shape[1] // 2
+        # [b,h·C,w] · [b,w',w] -> [b,h·C,w'], [b,h',h] · [b,h,C·w'] -> [b,h',C·w']
+        x = banded_dot(x.reshape(b, h * c, w), columns, 2, 1, radius)
+        x = banded_dot(x.reshape(b, h, c * w), rows, 1, 1, radius)
+        return x.reshape(b, h, c, w)
+
+    if b > 1:
+        return blurred(x)
+    # A single image is left alone where its kernel is the one tap 1.
+    return lax.cond(weights[0, weights.shape[1] // 2] < 1, blurred, lambda x: x, x)
 
 
 def _matrix(weights: jax.Array, n: int, padding: str) -> jax.Array:
@@ -65,5 +75,5 @@ def _matrix(weights: jax.Array, n: int, padding: str) -> jax.Array:
         raise ValueError(f"padding is {padding!r}, not one of {PADDINGS}")
     # One-hot rows; an index outside of the image gives a row of zeros, which is zero padding.
     places = jax.nn.one_hot(j, n, dtype=jnp.float32).reshape(2 * radius + 1, n * n)
-    g = jnp.dot(weights, places, precision=jax.lax.Precision.HIGHEST)
+    g = jnp.dot(weights, places, precision=lax.Precision.HIGHEST)
     return g.reshape(-1, n, n)

@@ -52,6 +52,9 @@ def jitter(x: jax.Array, factors: Jitter, order: jax.Array, semantics: str) -> j
     once, and the same slots again; an operation acts in the slot of its rank, before or after
     hue, and everywhere else its factor is neutral.
 
+    A single image has one order, so it takes four branches and no slots: an operation is computed
+    once, and not at all where its factor is neutral.
+
     Args:
       x: float32 [b, h, C, w] in [0, 1].
       factors: see `Jitter`.
@@ -64,7 +67,11 @@ def jitter(x: jax.Array, factors: Jitter, order: jax.Array, semantics: str) -> j
     if semantics not in SEMANTICS:
         raise ValueError(f"semantics is {semantics!r}, not one of {SEMANTICS}")
     slot = _slot_torchvision if semantics == "torchvision" else _slot_tf
-    neutral = Jitter(0.0 if semantics == "byol" else 1.0, 1.0, 1.0)
+    neutral = Jitter(0.0 if semantics == "byol" else 1.0, 1.0, 1.0, 0.0)
+    if len(x) == 1:
+        return _one_image(
+            x, factors, order[0], neutral, functools.partial(slot, semantics=semantics)
+        )
     hue_factor = None if x.shape[2] == 1 else factors.hue
     affine = [i for i in range(3) if factors[i] is not None]
     rank = {i: sum((order[:, j] < order[:, i]).astype(jnp.int32) for j in affine) for i in affine}
@@ -85,6 +92,28 @@ def jitter(x: jax.Array, factors: Jitter, order: jax.Array, semantics: str) -> j
     x = slots(x, lambda place: place < order[:, 3])
     x = lax.optimization_barrier(hue(x, hue_factor))
     return slots(x, lambda place: place > order[:, 3])
+
+
+def _one_image(x, factors, order, neutral, slot):
+    """`jitter` of [1, h, C, w], one operation after the other."""
+    names = [n for n in Jitter._fields if getattr(factors, n) is not None]
+    if x.shape[2] == 1:
+        names = [n for n in names if n != "hue"]
+
+    def operation(name):
+        f = getattr(factors, name)
+        if name == "hue":
+            return lambda x: hue(x, f)
+        return lambda x: slot(x, Jitter(**{name: f[:, None, None]}))
+
+    if not names:
+        return x
+    branches = [operation(name) for name in names] + [lambda x: x]
+    acts = jnp.stack([getattr(factors, n)[0] != getattr(neutral, n) for n in names])
+    places = jnp.argsort(jnp.stack([order[Jitter._fields.index(n)] for n in names]))
+    for place in jnp.where(acts[places], places, len(names)):
+        x = lax.switch(place, branches, x)
+    return x
 
 
 def hue(x: jax.Array, delta: jax.Array) -> jax.Array:

@@ -10,6 +10,8 @@ from ssl_jax import parallel
 from ssl_jax.augment import pipeline
 from ssl_jax.augment.policies import Policy
 
+LARGE = 32  # pixels; views from that size on are made one by one on CPU
+
 
 def crops(
     policies: Sequence[Policy], key: jax.Array, image: jax.Array, axis: str | None
@@ -35,7 +37,9 @@ def crops(
     for policy, same in itertools.groupby(policies):
         n = len(list(same))
         part = keys[:, first : first + n].reshape(-1)
-        views = pipeline.apply(policy, part, jnp.repeat(image, n, axis=0))  # [b·n, s, s, C]
-        drawn.append(views.reshape(b, n, *views.shape[1:]))
+        # A batch of axis None may be split by `jit`.
+        one_by_one = axis is not None and policy.size >= LARGE
+        views = pipeline.apply(policy, part, jnp.repeat(image, n, axis=0), one_by_one)
+        drawn.append(views.reshape(b, n, *views.shape[1:]))  # [b·n, s, s, C] -> [b, n, s, s, C]
         first += n
     return drawn[0] if len(drawn) == 1 else jnp.concatenate(drawn, 1)

@@ -160,13 +160,16 @@ def resize_weights(
     return k / k.sum(-1, keepdims=True)
 
 
-def resample(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+def resample(
+    images: jax.Array, rows: jax.Array, columns: jax.Array, support: float = math.inf
+) -> jax.Array:
     """rows @ x @ columnsᵀ of every image and channel, scaled from [0, 255] to [0, 1].
 
     Args:
       images: uint8 [b, H, W, C].
-      rows: float32 [b, h, H].
-      columns: float32 [b, w, W].
+      rows: float32 [b, h, H], as `resize_weights` makes them, for boxes no longer than the image.
+      columns: float32 [b, w, W], likewise.
+      support: how far from its centre an output pixel looks, in pixels, at most; see `banded_dot`.
 
     Returns:
       float32 [b, h, C, w], row-planar.
@@ -174,9 +177,10 @@ def resample(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arra
     b, height, width, c = images.shape
     h, w = rows.shape[1], columns.shape[1]
     x = images.astype(jnp.float32).reshape(b, height, width * c)
-    x = batched_dot(rows * (1.0 / 255.0), x, 2, 1)  # [b,h,H] · [b,H,W·C] -> [b,h,W·C]
+    # [b,h,H] · [b,H,W·C] -> [b,h,W·C]
+    x = banded_dot(x, rows * (1.0 / 255.0), 1, height / h, support)
     x = x.reshape(b, h, width, c).swapaxes(2, 3).reshape(b, h * c, width)
-    x = batched_dot(x, columns, 2, 2)  # [b,h·C,W] · [b,w,W] -> [b,h·C,w]
+    x = banded_dot(x, columns, 2, width / w, support)  # [b,h·C,W] · [b,w,W] -> [b,h·C,w]
     return x.reshape(b, h, c, w)
 
 
@@ -205,7 +209,9 @@ def crop_resize(
     top, left, h, w = (boxes[:, i] for i in range(4))
     rows = resize_weights(top, h, height, size, interpolation, antialias)
     columns = resize_weights(left, w, width, size, interpolation, antialias, flip)
-    x = resample(images, rows, columns)
+    support = 2.0 if interpolation == "bicubic" else 1.0
+    support *= max(height / size, width / size, 1.0) if antialias else 1.0
+    x = resample(images, rows, columns, support)
     return jnp.clip(x, 0.0, 1.0) if interpolation == "bicubic" else x
 
 
@@ -264,6 +270,44 @@ def shear(x: jax.Array, along_x: jax.Array, along_y: jax.Array, limit: float) ->
     x = x.transpose(0, 3, 2, 1)  # [b, w, C, h]
     x = _shift(x, along_y[:, None] * (jnp.arange(w) - (w - 1) / 2), limit * (w - 1) / 2)
     return x.transpose(0, 3, 2, 1)
+
+
+def banded_dot(x: jax.Array, w: jax.Array, axis: int, step: float, support: float) -> jax.Array:
+    """Filters an axis of every image: contracts it with the last axis of w, which is banded.
+
+    Output pixel i of a filter looks at inputs within `support` of its centre, and two neighbours'
+    centres are at most `step` apart. A batch takes the whole matrix, mostly zeros: one large matmul
+    for all. A single image takes a run of outputs at a time, with the inputs that they look at.
+
+    Args:
+      x: float32 [b, k, l]; axis 1 or 2, of n pixels, is filtered.
+      w: float32 [b, out, n].
+      axis: 1 or 2.
+      step, support: static, in pixels of x.
+
+    Returns:
+      float32, x with `out` pixels on that axis.
+    """
+
+    def dot(w, x):
+        return batched_dot(w, x, 2, 1) if axis == 1 else batched_dot(x, w, 2, 2)
+
+    out, n = w.shape[1:]
+    # Runs of equal length, of 40 at least: shorter ones make slow matmuls.
+    runs = next((k for k in range(out // 40, 0, -1) if out % k == 0), 1)
+    reach = (out / runs - 1) * step + 2 * support + 1
+    if len(x) > 1 or reach >= n:
+        return dot(w, x)
+    parts = []
+    for part in jnp.split(w, runs, 1):
+        first = jnp.argmax((part != 0).any((0, 1)))
+        parts.append(
+            dot(
+                lax.dynamic_slice_in_dim(part, first, math.ceil(reach), 2),
+                lax.dynamic_slice_in_dim(x, first, math.ceil(reach), axis),
+            )
+        )
+    return jnp.concatenate(parts, axis)
 
 
 def batched_dot(x: jax.Array, y: jax.Array, i: int, j: int) -> jax.Array:

@@ -1,9 +1,11 @@
 """From uint8 images to float32 views: the random ones of training, the fixed one of probing."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ssl_jax.augment import blur, color, geometry
 from ssl_jax.augment.policies import Policy, blur_radius
@@ -17,7 +19,9 @@ _GRAY, _BLUR, _SIGMA, _SOLARIZE = 52, 53, 54, 55
 _NOISE = 56
 
 
-def apply(policy: Policy, keys: jax.Array, images: jax.Array) -> jax.Array:
+def apply(
+    policy: Policy, keys: jax.Array, images: jax.Array, one_by_one: bool = False
+) -> jax.Array:
     """One random view of every image, in the order of policies.py.
 
     All noise of an image comes from its own key, so a view does not depend on the batch or the
@@ -27,6 +31,9 @@ def apply(policy: Policy, keys: jax.Array, images: jax.Array) -> jax.Array:
       policy: see `policies.make`.
       keys: typed keys [b], one for each image (`parallel.example_keys`).
       images: uint8 [b, H, W, C], C is 1 or 3.
+      one_by_one: on CPU, finish an image before the next is begun: it stays in the core's cache,
+        and what does not happen to it takes no time. The same views up to rounding. (Not for a
+        batch that `jit` splits over devices: a loop over the images would gather them.)
 
     Returns:
       float32 [b, size, size, C], (x − mean) / std with x in [0, 1].
@@ -35,11 +42,24 @@ def apply(policy: Policy, keys: jax.Array, images: jax.Array) -> jax.Array:
       ValueError: images are not uint8 [b, H, W, 1 or 3], or keys are not [b].
     """
     _check(images)
-    b, height, width, _ = images.shape
+    b = len(images)
     if keys.shape != (b,):
         raise ValueError(f"keys have shape {keys.shape}, the images want ({b},)")
     u = jax.vmap(lambda key: jax.random.uniform(key, (_NOISE,)))(keys)
+    whole = functools.partial(_views, policy)
+    if not one_by_one:
+        return whole(u, images)
 
+    def loop(u, images):
+        return lax.map(lambda one: whole(one[0][None], one[1][None])[0], (u, images))
+
+    # Chosen when the program is lowered, so that one traced step can serve any backend.
+    return lax.platform_dependent(u, images, cpu=loop, default=whole)
+
+
+def _views(policy: Policy, u: jax.Array, images: jax.Array) -> jax.Array:
+    """The views that the noise u, float32 [b, 56], makes of images [b, H, W, C]."""
+    b, height, width, _ = images.shape
     if policy.area is None:
         boxes = geometry.centre_boxes(b, height, width)
     else:

@@ -18,7 +18,9 @@ promises is checked before memory is taken for it (pixels, tiles, scans), and wh
 is converted a band at a time. `python -m benchmarks.fuzz_pictures` tries it.
 """
 
+import functools
 import io
+import math
 
 import numpy as np
 
@@ -98,11 +100,41 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     import cv2
 
     h, w, channels = pixels.shape
-    if h > size or w > size:
+    places = _pairs(h, size) if h == w else None
+    if places is not None:
+        pixels = cv2.remap(pixels, *places, cv2.INTER_LINEAR)
+    elif h > size or w > size:
         pixels = cv2.resize(pixels, (min(w, size), min(h, size)), interpolation=cv2.INTER_AREA)
     if h < size or w < size:
         pixels = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_CUBIC)
     return np.ascontiguousarray(pixels).reshape(size, size, channels)  # cv2 drops C = 1
+
+
+@functools.lru_cache(maxsize=4)
+def _pairs(n: int, size: int):
+    """Where `cv2.remap` finds n × n pixels averaged over the area of each of size × size new ones.
+
+    If an area never touches more than two pixels a side, as in 256 → 224, its average is linear
+    interpolation at a place between them. cv2 interpolates in steps of 1/32: where the weights are
+    multiples of it the result is the same, in half the time that INTER_AREA takes.
+
+    Returns:
+      (int16 [size, size, 2], uint16 [size, size]), cv2's fixed-point maps, or None where that does
+      not hold.
+    """
+    import cv2
+
+    unit = math.gcd(n, size)
+    old, new = size // unit, n // unit  # sides of an old and a new pixel on a common grid
+    if new <= old or old == 1 or 32 % new:
+        return None
+    start = np.arange(size) * new
+    first = start // old  # the first of the two old pixels
+    second = np.maximum(new - ((first + 1) * old - start), 0)  # what of the area is beyond it
+    if (second > old).any():
+        return None
+    place = np.broadcast_to((first + second / new).astype(np.float32), (size, size))
+    return cv2.convertMaps(place.copy(), place.T.copy(), cv2.CV_16SC2)
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

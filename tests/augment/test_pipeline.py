@@ -81,6 +81,14 @@ def test_the_same_noise_on_four_devices():
     np.testing.assert_allclose(spread, alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("name,channels", [("simclr", 3), ("barlow_2", 3), ("digits", 1)])
+def test_one_by_one_gives_the_same_views(name, channels):
+    """At 96 pixels the filters of a single image go in two runs (geometry.banded_dot)."""
+    policy, images, keys = policies.make(name, 96), _images(12, 110, 100, channels), _keys(12)
+    loop = jax.jit(functools.partial(augment.apply, policy, one_by_one=True))
+    np.testing.assert_allclose(loop(keys, images), apply(policy, keys, images), atol=2e-5)
+
+
 def test_leaving_an_operation_out_does_not_change_the_others():
     images, keys = _images(8, 20, 20), _keys(8)
     shared = {"area": (0.2, 1.0), "flip": 0.5}

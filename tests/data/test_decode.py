@@ -177,6 +177,21 @@ def test_shrinking_averages_and_growing_keeps_flat_areas():
     np.testing.assert_array_equal(out, np.repeat(out[:, :1], 24, axis=1))
 
 
+@pytest.mark.parametrize("n,size", [(256, 224), (64, 48), (48, 45), (64, 62), (60, 28), (90, 80)])
+def test_every_shrunken_pixel_is_the_average_of_its_area(n, size):
+    """Also where two pixels a side make one (the first four), which goes another way."""
+    assert (decoding._pairs(n, size) is not None) == (n in (256, 64, 48))
+    edges = np.arange(size + 1) * n / size
+    overlap = np.minimum(edges[1:, None], np.arange(n) + 1) - np.maximum(
+        edges[:-1, None], np.arange(n)
+    )
+    weights = np.clip(overlap, 0, 1) * size / n  # [size, n]
+    pixels = np.random.default_rng(0).integers(0, 256, (n, n, 3), dtype=np.uint8)
+    want = np.einsum("ij,jkc,lk->ilc", weights, pixels, weights, optimize=True)
+    for x in (pixels, pixels[:, :, :1]):
+        assert np.abs(resize(x, size) - want[:, :, : x.shape[2]]).max() < 0.51
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jpeg_scaled_in_the_dct_domain_equals_shrinking_it_in_full(encode, smooth, channels):
     picture = smooth(300, 520)
