@@ -27,13 +27,13 @@ def measure(run: pathlib.Path) -> dict[str, float]:
 
     from ssl_jax import config as configs
     from ssl_jax import host
-    from ssl_jax.evaluate import linear, linear_sgd, probing
+    from ssl_jax.evaluate import linear, linear_sgd, probing, run_features
 
     config, _ = configs.load("configs/linear.py:sgd")
     config.checkpoint = str(run)
     cluster = host.Cluster(1, 0, 1)
     opened = probing.open_run(config, *probing.begin(config, cluster), cluster)
-    f = probing.features(opened, config.batch)
+    f = run_features.features(opened, config.batch)
     sets = (f.train, f.train_labels, f.test, f.test_labels, opened.classes)
     ours = linear.probe(*sets, grid=tuple(config.grid), holdout=config.holdout, seed=config.seed)
     mean, scale = linear.standardisation(f.train)

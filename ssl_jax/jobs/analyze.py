@@ -6,7 +6,16 @@ from ml_collections import ConfigDict
 
 from ssl_jax import host
 from ssl_jax.errors import UserError
-from ssl_jax.evaluate import collapse, encoder, knn, linear, probing, representation, similarity
+from ssl_jax.evaluate import (
+    collapse,
+    encoder,
+    knn,
+    linear,
+    probing,
+    representation,
+    run_features,
+    similarity,
+)
 
 NUMBERS = ("alignment", "uniformity", "alignment_and_uniformity", "tolerance", "effective_rank")
 PROBES = ("knn_top1", "linear_top1")
@@ -89,7 +98,7 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict:
     if len(rows) < 2:
         raise UserError(f"{part.source.name}: analyze needs two images, there is {len(rows)}")
     pair = similarity.policies(saved, config.policy)
-    variables, read = probing.network(o, config.features)
+    variables, read = run_features.network(o, config.features)
     encode = similarity.compile_encode(saved, pair, config.seed, o.mesh, read)
     features, labels = encoder.extract(
         encode, variables, part.source, rows, config.batch, o.cluster

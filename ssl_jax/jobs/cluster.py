@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import host
 from ssl_jax.errors import UserError, near_misses
-from ssl_jax.evaluate import clustering, linear, probing
+from ssl_jax.evaluate import clustering, linear, probing, run_features
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
@@ -31,7 +31,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         )
 
     def measure(o: probing.Opened):
-        f = probing.features(o, config.batch, config.features)
+        f = run_features.features(o, config.batch, config.features)
         clusters = o.classes if config.clusters is None else config.clusters
         clustering.check(f.train, f.test, clusters, config.restarts)
         learn, judge = f.train, f.test

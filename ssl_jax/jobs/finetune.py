@@ -19,7 +19,7 @@ from ssl_jax.augment.mixing import MODES, Mixing
 from ssl_jax.data import loader
 from ssl_jax.data.protocol import Source
 from ssl_jax.errors import UserError, near_misses
-from ssl_jax.evaluate import accuracy, encoder, lowshot, probing, representation
+from ssl_jax.evaluate import accuracy, encoder, lowshot, probing, representation, run_features
 from ssl_jax.methods.protocol import Run
 from ssl_jax.models import positions
 from ssl_jax.report import console, logs
@@ -316,12 +316,12 @@ def labelled_rows(
       UserError: see `lowshot.fraction` and `lowshot.shots`.
     """
     if shots is not None:
-        return part.rows[lowshot.shots(probing.labels_of(part), shots, seed)]
+        return part.rows[lowshot.shots(run_features.labels_of(part), shots, seed)]
     if share == 1:
         sample = part._replace(rows=part.rows[encoder.subset(len(part.rows), 1_000)])
-        if (probing.labels_of(sample) >= 0).all():
+        if (run_features.labels_of(sample) >= 0).all():
             return part.rows
-    return part.rows[lowshot.fraction(probing.labels_of(part), share, seed)]
+    return part.rows[lowshot.fraction(run_features.labels_of(part), share, seed)]
 
 
 def claim(config: ConfigDict, o: probing.Opened, facts: Run, manager) -> None:

@@ -4,7 +4,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ssl_jax import host
-from ssl_jax.evaluate import knn, neighbours, probing
+from ssl_jax.evaluate import knn, neighbours, probing, run_features
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
@@ -33,7 +33,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     knn.check_grid((config.k, *ks), (config.temperature, *temperatures))
 
     def measure(o: probing.Opened):
-        f = probing.features_apart(o, config.batch, config.features)
+        f = run_features.features_apart(o, config.batch, config.features)
         labels = f.train.labels
         knn.check_labels(labels, o.classes)
         near = neighbours.by_cosine_apart(f.train, f.test, max(config.k, *ks))

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import augment, host, models, parallel
 from ssl_jax.errors import UserError, near_misses
-from ssl_jax.evaluate import apart, encoder, linear, linear_sgd, probing
+from ssl_jax.evaluate import apart, encoder, linear, linear_sgd, probing, run_features
 from ssl_jax.models.vit import ViT
 
 SOLVERS = ("lbfgs", "sgd")
@@ -52,7 +52,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
 
     def measure(o: probing.Opened) -> dict[str, Any]:
         features = summary(o.restored.saved.config.model, config.blocks, config.average)
-        f = probing.features_apart(
+        f = run_features.features_apart(
             o, config.batch, read=features, interpolation=config.interpolation
         )
         common = {"holdout": config.holdout, "seed": config.seed}
@@ -139,7 +139,7 @@ def augmented(o: probing.Opened, config: ConfigDict, features):
     variables = parallel.put_here(o.restored.variables)
 
     def train(epoch: int) -> apart.Apart:
-        compute = probing.computing(encode, (variables, np.int32(epoch)), config.batch)
-        return probing.part_apart(compute, o.learn, o.mesh)
+        compute = run_features.computing(encode, (variables, np.int32(epoch)), config.batch)
+        return run_features.part_apart(compute, o.learn, o.mesh)
 
     return train

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import host
 from ssl_jax.errors import UserError
-from ssl_jax.evaluate import knn, linear, lowshot, probing
+from ssl_jax.evaluate import knn, linear, lowshot, probing, run_features
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
@@ -40,11 +40,14 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
 
     def measure(o: probing.Opened) -> dict[str, Any]:
         # Lists are drawn from all labels; of the images only the listed ones are encoded.
-        labels, seeds = probing.labels_of(o.learn), range(config.seed, config.seed + config.draws)
+        labels, seeds = (
+            run_features.labels_of(o.learn),
+            range(config.seed, config.seed + config.draws),
+        )
         lists = drawn(labels, config.shares, config.shots, seeds)
         rows = np.unique(np.concatenate([rows for draws in lists.values() for rows, _ in draws]))
         listed = o._replace(learn=o.learn._replace(rows=o.learn.rows[rows]))
-        f = probing.features(listed, config.batch, config.features)
+        f = run_features.features(listed, config.batch, config.features)
         means: dict[str, float] = {}
         draws: dict[str, list[float]] = {}
         for which, of in lists.items():
@@ -80,7 +83,7 @@ def drawn(
 
 
 def on(
-    f: probing.Features, rows: np.ndarray, classes: int, config: ConfigDict, seed: int
+    f: run_features.Features, rows: np.ndarray, classes: int, config: ConfigDict, seed: int
 ) -> dict[str, float]:
     """Top-1 of both probes that learn from `rows` alone, in [0, 1]."""
     few, labels = f.train[rows], f.train_labels[rows]

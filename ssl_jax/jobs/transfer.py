@@ -13,7 +13,15 @@ from ml_collections import ConfigDict
 from ssl_jax import host, workdir
 from ssl_jax.data import folder, sources
 from ssl_jax.errors import UserError, near_misses
-from ssl_jax.evaluate import average_precision, encoder, knn, linear, probing, representation
+from ssl_jax.evaluate import (
+    average_precision,
+    encoder,
+    knn,
+    linear,
+    probing,
+    representation,
+    run_features,
+)
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
@@ -90,7 +98,7 @@ def one(
     changed = config.copy_and_resolve_references()
     changed.data.source = source
     o = probing.open_run(changed, run, cluster)
-    f = probing.features(o, config.batch)
+    f = run_features.features(o, config.batch)
     line = linear.probe(
         f.train,
         f.train_labels,

@@ -8,7 +8,7 @@ import pytest
 import tiny_run
 
 from ssl_jax import config as configs
-from ssl_jax.evaluate import lowshot, probing
+from ssl_jax.evaluate import lowshot, run_features
 from ssl_jax.jobs import lowshot as job
 
 
@@ -54,7 +54,7 @@ def test_probes_see_the_rows_of_the_list_alone():
     wild = np.full_like(train, 1e6)
     wild[rows] = train[rows]
     config, _ = configs.load("configs/lowshot.py")
-    f = probing.Features(train, labels, test, test_labels, 1.0)
+    f = run_features.Features(train, labels, test, test_labels, 1.0)
     found = job.on(f, rows, 3, config, 0)
     assert job.on(f._replace(train=wild), rows, 3, config, 0) == found
     assert found["linear"] > 0.7 and found["knn"] > 0.7
