@@ -19,7 +19,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
@@ -219,8 +219,17 @@ def inside(path: str) -> str:
     return rest if found and (pathlib.Path(ssl_jax.__file__).parent / rest).is_file() else ""
 
 
-def prepare(name: str, preset: str, devices: int, mode: str):
+def prepare(
+    name: str, preset: str, devices: int, mode: str, fields: Mapping[str, Any] | None = None
+):
     """The experiment of a preset on noise, as many images as ImageNet has, without data on disk.
+
+    Args:
+      name: of the method.
+      preset: of its config.
+      devices: CPU devices to make.
+      mode: of parallel.MODES.
+      fields: dotted names of what is otherwise in the config -> values.
 
     Returns:
       ssl_jax.experiment.Experiment; its batch is a multiple of what the devices can share.
@@ -232,7 +241,8 @@ def prepare(name: str, preset: str, devices: int, mode: str):
 
     c, _ = configs.load(f"configs/{name}.py:{preset}")
     c.data.source, c.data.classes, c.evaluate.split = "synthetic", 0, "holdout"
-    c.data.examples = 1_281_167 if preset == "imagenet" else 4_000
+    c.update_from_flattened_dict(fields or {})
+    c.data.examples = 1_281_167 if preset == "imagenet" else max(4_000, c.batch)
     c.cpu_devices, c.parallel, c.compile_cache = devices, mode, ""
     facts = Run(c.data.examples, c.batch, c.data.examples // c.batch, 100)
     shared = devices * METHODS[name](c, facts).block * c.accumulate

@@ -1,6 +1,7 @@
 """What a step of every method keeps in memory, and what of its state is not updated in place.
 
     python -m benchmarks.memory [--preset digits] [--methods moco_v2 …] [--devices 1] [--out FILE]
+                                [--set method.encoder_rows=256 batch=4096]
 
 The step of every method's preset, compiled and never run, on images of noise. From
 `compiled.memory_analysis()`, bytes of one device: arguments (state and batch), outputs, temporaries
@@ -16,10 +17,13 @@ takes it. EMA targets that follow the optimizer, parameters and moments show up 
 """
 
 import argparse
+import ast
 import json
 import math
 import pathlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from benchmarks import collectives
 
@@ -65,20 +69,21 @@ def copies(text: str) -> dict[str, list[tuple[str, int]]]:
     return found
 
 
-def measure(name: str, preset: str, devices: int) -> dict:
+def measure(name: str, preset: str, devices: int, fields: Mapping[str, Any]) -> dict:
     """What the step of one method asks for.
 
     Args:
       name: of the method.
       preset: of its config.
       devices: that the batch is split over; CPU devices are made.
+      fields: dotted names of what is otherwise in the config -> values.
     """
     import jax
     import jax.numpy as jnp
 
     from ssl_jax import experiment, parallel
 
-    e = collectives.prepare(name, preset, devices, "shard_map")
+    e = collectives.prepare(name, preset, devices, "shard_map", fields)
     c, rows = e.config, e.config.batch // e.config.accumulate
     batch = {
         "image": jax.ShapeDtypeStruct((c.accumulate, rows, *e.train.shape), jnp.uint8),
@@ -148,17 +153,22 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--preset", default="digits")
     parser.add_argument("--devices", type=int, default=1, help="on CPU")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="of the config")
     parser.add_argument("--details", action="store_true", help="every copy")
     parser.add_argument("--out", type=pathlib.Path, help="JSON")
     a = parser.parse_args()
+    fields = dict(word.split("=", 1) for word in a.set)
+    fields = {name: ast.literal_eval(value) for name, value in fields.items()}
     results = []
     for name in a.methods:
-        results.append(measure(name, a.preset, a.devices))
+        results.append(measure(name, a.preset, a.devices, fields))
         if a.details:
             print(details(results[-1]), flush=True)
         if a.out:
             a.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"{results[0]['device']}, JAX {results[0]['version']}, preset {a.preset}, ", end="")
+    print(
+        f"{results[0]['device']}, JAX {results[0]['version']}, preset {a.preset}, ", *a.set, end=" "
+    )
     print(f"{a.devices} device(s); bytes of one device\n")
     print(table(results))
 

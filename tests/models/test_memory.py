@@ -36,7 +36,7 @@ def distance(a, b):
 
 @pytest.mark.parametrize("name", NETS)
 def test_remat_keeps_less_for_the_same_numbers(name):
-    """What the forward pass keeps for the backward pass. (XLA on CPU undoes it, others do not.)"""
+    """What the forward pass hands to the backward pass; `benchmarks.memory` shows whole steps."""
     x = jax.random.normal(jax.random.key(1), (8, 32, 32, 3))
     found, kept = [], []
     for remat in (False, True):
