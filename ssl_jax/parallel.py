@@ -132,9 +132,10 @@ def mesh(devices=None) -> Mesh:
 
 
 def repeating(mesh: Mesh) -> Mesh:
-    """The devices for work that each of them would repeat, of one axis as well.
+    """The devices for work that does not gain by more devices on the same cores, of one axis.
 
-    All of them; but the CPU devices of a process share its cores, and there it is one a process.
+    All of them; but the CPU devices of a process share its cores and memory, and there it is one a
+    process.
     """
     if mesh.devices.flat[0].platform != "cpu":
         return mesh

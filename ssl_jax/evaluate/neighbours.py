@@ -136,7 +136,7 @@ def _search_apart(by, bank, queries, k):
     r = len(bank.own)
     known = bank.labels[bank.first : bank.first + r] >= 0
     if r:
-        mesh = parallel.mesh(bank.mesh.local_mesh.devices.flat)
+        mesh = parallel.mesh(jax.local_devices())
         near = by(bank.own, queries, k, known, mesh=mesh)
     else:
         near = Neighbours(
