@@ -168,9 +168,9 @@ def launch(a: argparse.Namespace, folder: str, size: int, peer: str) -> dict:
     command += ["--folder", folder, "--sizes", str(size)]
     for name in ("batch", "images", "workers"):
         command += [f"--{name}", str(getattr(a, name))]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **MALLOC}
-    )
+    # Grain's processes, ended in the middle of an epoch, warn of shared memory that is gone.
+    environment = {**os.environ, **MALLOC, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
