@@ -8,9 +8,9 @@ Each measurement is a process of its own that does what `python -m ssl_jax.main 
 a new workdir, and leaves after the first step. 'cache' has a folder of compiled programs that one
 run before it filled, 'no cache' none (`--config.compile_cache=`). They take turns. The phases:
 Python itself and the imports; the data and the assembly of the run; until the loop begins, in which
-the step compiles on one core while the other makes the state and judges raw pixels; the first
-step. 'loop' is when the loop begins, counted from the start of the process. Compiling, making the
-state and judging overlap, so that they do not add up.
+the step compiles on one core while the other makes the state; the first step. 'loop' is when the
+loop begins, counted from the start of the process. Compiling and making the state overlap, so that
+they do not add up.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import tempfile
 import time
 
 VARIANTS = ("cache", "no cache")
-PHASES = ("python", "imports", "assemble", "compile", "state", "pixels", "loop", "first step")
+PHASES = ("python", "imports", "assemble", "compile", "state", "loop", "first step")
 
 
 def child(began: float, arguments: list[str]) -> None:
@@ -57,7 +57,6 @@ def child(began: float, arguments: list[str]) -> None:
         ("assemble", "assemble"),
         ("compile_step", "compile"),
         ("begin", "state"),
-        ("judge_pixels", "pixels"),
     ):
         setattr(pretrain, name, timed(phase, getattr(pretrain, name)))
 

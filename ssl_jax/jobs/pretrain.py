@@ -73,10 +73,10 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         workdir.write_config(folder, workdir.Saved(config, experiment.run, devices))
     with checkpoint.open_manager(folder / "checkpoints", config.checkpoint.keep) as manager:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            # XLA compiles on one core: the baseline that needs no network takes the other.
-            compiling = pool.submit(compile_step, experiment)
+            compiling = pool.submit(
+                compile_step, experiment
+            )  # on one core; the state takes another
             state, start = begin(experiment, manager)
-            pixels = judge_pixels(experiment)
             experiment = experiment._replace(step=compiling.result())
         state, done, knn_top1 = learn(experiment, state, start, manager, folder)
         checkpoint.save_last(manager, state, knn_top1)
@@ -84,7 +84,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         if leader:
             print(f"stopped and saved at step {done}; the same command continues")
         return stopping.EXIT_STOPPED
-    judged = {"pixels": pixels, **judge(experiment, state)}
+    judged = {"pixels": judge_pixels(experiment), **judge(experiment, state)}
     drawn = None
 
     def conclude() -> dict[str, Any]:
