@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import Partial
 
 from ssl_jax import parallel
 from ssl_jax.errors import UserError
@@ -120,8 +121,8 @@ def nce(
 
 def update_bank(
     bank: jax.Array, index: jax.Array, z: jax.Array, momentum: float, axis: str | None = None
-) -> jax.Array:
-    """v_i ← unit(m v_i + (1 − m) z_i) for the rows of all devices.
+) -> Partial:
+    """v_i ← unit(m v_i + (1 − m) z_i) for the rows of all devices, to be written.
 
     Of rows with the same index the last of the global batch counts, whatever the device count.
 
@@ -133,7 +134,7 @@ def update_bank(
       axis: device axis or None.
 
     Returns:
-      float32 [N, d], equal on every device.
+      write() -> float32 [N, d], equal on every device, for the step to call.
 
     Source: zhirongw/lemniscate.pytorch lib/LinearAverage.py and lib/NCEAverage.py, backward.
     """
@@ -143,7 +144,12 @@ def update_bank(
     # Repeated ids write one and the same row, so that the order of the scatter does not matter.
     same = index[:, None] == index[::-1]  # [B, B], columns from the last row to the first
     last = len(index) - 1 - jnp.argmax(same, 1)
-    return bank.at[index].set(rows[last])
+    return Partial(write, bank, index, rows[last])
+
+
+def write(bank: jax.Array, index: jax.Array, rows: jax.Array) -> jax.Array:
+    """The bank [N, d] with rows [B, d] at `index` [B]; equal indices have equal rows."""
+    return bank.at[index].set(rows)
 
 
 def _check_temperature(temperature: float) -> None:

@@ -10,6 +10,7 @@ representation learning"; yukimasano/self-label sinkhornknopp.py).
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models, parallel
@@ -106,11 +107,15 @@ def make(config: ConfigDict, run: Run) -> Method:
         ]
         value, metrics = jax.tree.map(lambda *x: sum(x) / len(x), *terms)
         rows, index = parallel.gather((lax.stop_gradient(z[:, :2]), index), ctx.axis)
+        # To be written by the step.
         memory = {
             "bank": [
-                clustering.store(bank, index, rows[:, i]) for i, bank in enumerate(state["bank"])
+                Partial(clustering.store, bank, index, rows[:, i])
+                for i, bank in enumerate(state["bank"])
             ],
-            "seen": clustering.store(state["seen"], index, jnp.full(len(index), ctx.epoch)),
+            "seen": Partial(
+                clustering.store, state["seen"], index, jnp.full(len(index), ctx.epoch)
+            ),
         }
         metrics |= spread(z, ctx.axis)
         return value, ({**state, **stats, **memory}, metrics)

@@ -7,6 +7,7 @@ that is written next. Nothing is hidden: a checkpoint of the state is a checkpoi
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import Partial
 
 from ssl_jax import parallel
 from ssl_jax.errors import UserError
@@ -47,8 +48,8 @@ def create(key: jax.Array, size: int, width: int) -> jax.Array:
 
 def enqueue(
     queue: jax.Array, pointer: jax.Array, rows: jax.Array, axis: str | None
-) -> tuple[jax.Array, jax.Array]:
-    """Writes the rows of all devices, in device order, over the oldest.
+) -> tuple[Partial, jax.Array]:
+    """The rows of all devices, in device order, to be written over the oldest.
 
     Args:
       queue: float32 [K, d].
@@ -57,7 +58,8 @@ def enqueue(
       axis: device axis or None.
 
     Returns:
-      (queue float32 [K, d], pointer int32 []), equal on every device.
+      (write() -> queue float32 [K, d], for the step to call; pointer int32 [] after it), equal on
+      every device.
 
     Raises:
       UserError: K is not a multiple of the rows of all devices.
@@ -67,5 +69,10 @@ def enqueue(
     """
     rows = parallel.gather(unit(lax.stop_gradient(rows)), axis)  # [b, d] -> [B, d]
     check(len(queue), len(rows))
-    queue = lax.dynamic_update_slice(queue, rows, (pointer, 0))
-    return queue, ((pointer + len(rows)) % len(queue)).astype(jnp.int32)
+    after = ((pointer + len(rows)) % len(queue)).astype(jnp.int32)
+    return Partial(write, queue, pointer, rows), after
+
+
+def write(queue: jax.Array, pointer: jax.Array, rows: jax.Array) -> jax.Array:
+    """The queue [K, d] with rows [B, d] from `pointer` on."""
+    return lax.dynamic_update_slice(queue, rows, (pointer, 0))

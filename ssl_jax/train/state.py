@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
 from ssl_jax.methods.protocol import Context, Method
 
@@ -31,6 +32,22 @@ class TrainState(NamedTuple):
     key: jax.Array
     skipped: jax.Array
     streak: jax.Array
+
+
+def written(state: Any) -> Any:
+    """The state of a method with what its loss has left to be written.
+
+    Args:
+      state: as `Method.loss` returns it: a `Partial` in the place of an array is called.
+
+    Returns:
+      pytree of arrays, as `Method.init` made it.
+    """
+
+    def is_write(x):
+        return isinstance(x, Partial)
+
+    return jax.tree.map(lambda x: x() if is_write(x) else x, state, is_leaf=is_write)
 
 
 def make_create(

@@ -10,7 +10,7 @@ from jax import lax
 
 from ssl_jax import parallel
 from ssl_jax.methods.protocol import Context, Method, Run
-from ssl_jax.train.state import TrainState
+from ssl_jax.train.state import TrainState, written
 
 
 def make_step(
@@ -77,8 +77,13 @@ def make_step(
             first = jax.tree.map(lambda x: x[0], batch)
             (method_state, grads), metrics = body((state.state, zeros), (0, first))
         else:
+
+            def written_body(carry, inputs):  # what the next micro-batch reads
+                (method_state, total), metrics = body(carry, inputs)
+                return (written(method_state), total), metrics
+
             (method_state, grads), metrics = lax.scan(
-                body, (state.state, zeros), (jnp.arange(k), batch)
+                written_body, (state.state, zeros), (jnp.arange(k), batch)
             )
             grads, metrics = jax.tree.map(lambda g: g / k, grads), jax.tree.map(jnp.mean, metrics)
 
@@ -88,7 +93,8 @@ def make_step(
         def update(_):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            params, after = method.after_step(params, method_state, context)
+            # Here, where the old queues and banks are no longer needed: XLA writes in their place.
+            params, after = method.after_step(params, written(method_state), context)
             return params, opt_state, after
 
         def keep(_):
