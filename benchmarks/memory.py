@@ -39,14 +39,19 @@ def copies(text: str) -> dict[str, list[tuple[str, int]]]:
       state as it came in; arrays in a branch of a condition of the whole program.
     """
     branches, names, computation = set(), {}, ""
+    conditionals, after = set(), set()
     for line in text.splitlines():
         computation = collectives.opened(line) or computation
         if match := re.search(r"%(\S+) = .* parameter\(\d+\).*op_name=\"(state\..*?)\"", line):
             names[match[1]] = match[2].replace("\\'", "'")
-        if " conditional(" in line:
+        if match := re.search(r"%(\S+) = .* conditional\(", line):
+            conditionals.add(match[1])
             branches |= set(re.findall(r"(?:true|false)_computation=%([\w.\-]+)", line))
             for several in re.findall(r"branch_computations=\{([^}]*)\}", line):
                 branches |= set(re.findall(r"%([\w.\-]+)", several))
+        match = re.search(r"%(\S+) = .* get-tuple-element\(.*%([\w.\-]+)\), index=", line)
+        if match and match[2] in conditionals:
+            after.add(match[1])
     copy = re.compile(
         r"^\s+(?:ROOT )?%\S+ = ([a-z]+\d*)\[([\d,]*)\]\S* "
         r"(?:copy|copy-start|fusion)\(%([\w.\-]+)\)(?:, kind=\w+, calls=%\S*copy\S*)?"
@@ -64,7 +69,7 @@ def copies(text: str) -> dict[str, list[tuple[str, int]]]:
             continue
         if operand in names:
             found["came"].append((names[operand], size))
-        elif computation in branches and "get-tuple-element" in operand:
+        elif operand in after or (computation in branches and "get-tuple-element" in operand):
             found["branches"].append((f"{dtype}[{dimensions}]", size))
     return found
 

@@ -11,6 +11,7 @@ group would otherwise say which key is its own.
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
@@ -104,7 +105,8 @@ def make(config: ConfigDict, run: Run) -> Method:
         return value, (
             {
                 **stats,
-                "target": target,
+                # The step moves the old one again, in its place: less to keep until then.
+                "target": Partial(ema.update, state["target"], params, m),
                 "target_stats": target_stats,
                 "queue": negatives,
                 "pointer": pointer,

@@ -10,6 +10,7 @@ No queue: the negatives of a query are the keys of the other images of the batch
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
@@ -96,7 +97,13 @@ def make(config: ConfigDict, run: Run) -> Method:
         two, others = infonce.between_views(queries[1], keys[0], c.temperature, ctx.axis)
         metrics = jax.tree.map(lambda a, b: (a + b) / 2, metrics, others)
         return one + two, (
-            {**stats, "predictor": p, "target": target, "target_stats": target_stats},
+            {
+                **stats,
+                "predictor": p,
+                # The step moves the old one again, in its place: less to keep until then.
+                "target": Partial(ema.update, state["target"], averaged, m),
+                "target_stats": target_stats,
+            },
             metrics | spread(keys[0], ctx.axis),
         )
 

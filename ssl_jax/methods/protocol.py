@@ -59,7 +59,9 @@ class Method(NamedTuple):
         everything else: BN statistics, EMA targets, queues, banks, centres.
       loss: (params, state, views, ctx) -> (loss float32 [], (state, metrics)). The mean over the
         local rows; the step averages loss, gradients and metrics over devices. `state` must leave
-        equal on every device.
+        equal on every device. In the place of an array that is written in part, or moved a little,
+        `jax.tree_util.Partial(write, array, …)` may stand: the step calls it, in place, once it
+        knows that loss and gradient are finite (`train/state.py`, written).
       after_step: (params, state, ctx) -> (params, state), after the optimizer.
       labels: params -> pytree of names, the optimizer groups; 'default' takes the main rule.
       encoder: (params, state) -> variables of the encoder, what probing reads back.

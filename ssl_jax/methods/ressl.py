@@ -12,6 +12,7 @@ is the same image: there is no positive.
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
@@ -101,7 +102,8 @@ def make(config: ConfigDict, run: Run) -> Method:
         return value, (
             {
                 **stats,
-                "target": target,
+                # The step moves the old one again, in its place: less to keep until then.
+                "target": Partial(ema.update, state["target"], params, m),
                 "target_stats": target_stats,
                 "queue": rows,
                 "pointer": pointer,

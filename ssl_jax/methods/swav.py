@@ -9,6 +9,7 @@ Assignments", algorithm 1 of the appendix; facebookresearch/swav main_swav.py, s
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models, parallel
@@ -90,7 +91,7 @@ def make(config: ConfigDict, run: Run) -> Method:
         return heads.unit(z).reshape(*h.shape[:2], -1), {"encoder": f, "projector": g}
 
     def assign(z, kernel, queue, ctx):
-        """Assignments [b, 2, K] of the global crops [b, 2, d], and the queue after them."""
+        """Assignments [b, 2, K] of the global crops [b, 2, d], and what becomes of the queue."""
         b = len(z)
         z = jnp.swapaxes(parallel.gather(z, ctx.axis), 0, 1)  # [2, B, d], the rows of all devices
         B = z.shape[1]
@@ -105,8 +106,7 @@ def make(config: ConfigDict, run: Run) -> Method:
                 lambda: balance(jnp.concatenate([queue, z], axis=1)),
                 lambda: balance(z),
             )
-            pushed = jnp.concatenate([z, queue[:, :-B]], axis=1)
-            queue = jnp.where(ctx.epoch >= m.queue_epoch, pushed, queue)
+            queue = Partial(push, queue, z, ctx.epoch >= m.queue_epoch)
         else:
             q = balance(z)
         mine = lax.dynamic_slice_in_dim(q, parallel.rank(ctx.axis) * b, b, axis=1)
@@ -149,6 +149,26 @@ def make(config: ConfigDict, run: Run) -> Method:
             "batch_stats": state["encoder"],
         },
     )
+
+
+def push(queue: jax.Array, z: jax.Array, fills: jax.Array) -> jax.Array:
+    """The queue [2, Q, d] after the rows z [2, B, d] went in and the oldest out, where `fills`.
+
+    A whole batch after the other moves to where the one before it was, the oldest first, so that
+    XLA needs no second queue.
+    """
+    B = z.shape[1]
+
+    def move(i, queue):
+        begin = queue.shape[1] - (i + 1) * B
+        rows = lax.dynamic_slice_in_dim(queue, begin - B, B, axis=1)
+        return lax.dynamic_update_slice_in_dim(queue, rows, begin, axis=1)
+
+    def shift(queue):
+        queue = lax.fori_loop(0, queue.shape[1] // B - 1, move, queue)
+        return lax.dynamic_update_slice_in_dim(queue, z, 0, axis=1)
+
+    return lax.cond(fills, shift, lambda queue: queue, queue)
 
 
 def normalized(params: dict) -> dict:

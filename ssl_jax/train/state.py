@@ -35,13 +35,13 @@ class TrainState(NamedTuple):
 
 
 def written(state: Any) -> Any:
-    """The state of a method with what its loss has left to be written.
+    """The state that a loss returns with all that it has left to be written.
 
     Args:
-      state: as `Method.loss` returns it: a `Partial` in the place of an array is called.
+      state: as `Method.loss` returns it; in it a `Partial` may stand for any part, and is called.
 
     Returns:
-      pytree of arrays, as `Method.init` made it.
+      pytree of arrays, of the structure that `Method.init` made.
     """
 
     def is_write(x):

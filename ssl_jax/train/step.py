@@ -21,7 +21,7 @@ def make_step(
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Returns step(state, batch, axis) for `parallel.compile_step`.
 
-        views → loss → gradients → optimizer → after_step
+        views → loss → gradients → what loss left to be written → optimizer → after_step
 
     Loss, gradients and metrics are averaged over the devices and over the k micro-batches of the
     step (gradient accumulation; the method's state runs through them in order). A step whose loss
@@ -90,19 +90,23 @@ def make_step(
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
 
-        def update(_):
+        def update(method_state):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            # Here, where the old queues and banks are no longer needed: XLA writes in their place.
-            params, after = method.after_step(params, written(method_state), context)
-            return params, opt_state, after
+            params, method_state = method.after_step(params, method_state, context)
+            return params, opt_state, method_state
 
-        def keep(_):
-            return state.params, state.opt_state, state.state
+        def keep(method_state):
+            return state.params, state.opt_state, method_state
 
-        # A branch, not a `where`: that would copy every queue and bank. `finite` comes from
-        # averaged values, so every device takes the same branch.
-        params, opt_state, method_state = lax.cond(finite, update, keep, None)
+        # Branches, not a `where`, and the writes within one, where the old queue is not needed any
+        # more: so XLA copies none. Two of them, the second known by the first alone: a target reads
+        # the parameters before the optimizer writes in their place, or XLA would copy these.
+        # `finite` comes from averaged values, so every device takes the same branch.
+        method_state, finite = lax.cond(
+            finite, lambda: (written(method_state), True), lambda: (state.state, False)
+        )
+        params, opt_state, method_state = lax.cond(finite, update, keep, method_state)
         bad = 1 - finite.astype(jnp.int32)
         new = TrainState(
             step=state.step + 1,

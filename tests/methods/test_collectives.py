@@ -37,8 +37,8 @@ def text_of(step, mode, state, batch):
     return lowered.compile(compiler_options={"xla_backend_optimization_level": 0}).as_text()
 
 
-def send(method, config, mode):
-    """(collectives of one step, shapes of its state)."""
+def lower(method, config, mode):
+    """(optimised HLO of one step, shapes of its state)."""
     counts = {"batch": BATCH, "steps_per_epoch": 2, "total_steps": 12}
 
     def optimizer_of(params):
@@ -55,20 +55,28 @@ def send(method, config, mode):
     state = jax.eval_shape(create, jax.random.key(0))
     rate = schedules.make(config.optimizer, **counts)
     step = make_step(method, optimizer_of(state.params), RUN, rate)
-    return collectives.read(text_of(step, mode, state, rows(1, BATCH)), DEVICES), state
+    return text_of(step, mode, state, rows(1, BATCH)), state
 
 
 def configured(name):
     config = tiny.config(name)
     with config.unlocked():
         config.batch, config.data.size = BATCH, 28
+        if config.method.get("queue"):
+            config.method.queue = 3 * BATCH
     return config
 
 
 @functools.cache
-def sent(name, mode="shard_map"):
+def compiled(name, mode="shard_map"):
+    """(optimised HLO, shapes of the state, config) of a method's step."""
     config = configured(name)
-    return *send(METHODS[name](config, RUN), config, mode), config
+    return *lower(METHODS[name](config, RUN), config, mode), config
+
+
+def sent(name, mode="shard_map"):
+    text, state, config = compiled(name, mode)
+    return collectives.read(text, DEVICES), state, config
 
 
 def leaf_bytes(tree):
@@ -139,7 +147,8 @@ def test_a_method_that_moves_images_is_caught(mode):
         first = parallel.rank(ctx.axis) * len(views)
         return lax.dynamic_slice_in_dim(everyone, first, len(views))
 
-    found, state = send(method._replace(views=shuffled), config, mode)
+    text, state = lower(method._replace(views=shuffled), config, mode)
+    found = collectives.read(text, DEVICES)
     caught = collectives.image_sized(found, collectives.images(config, DEVICES, state.params))
     assert caught and max(map(collectives.elements, caught)) >= BATCH * 2 * 28 * 28
 
