@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from ssl_jax import parallel
 from ssl_jax.errors import UserError
 from ssl_jax.losses import instance
+from ssl_jax.train.state import written
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -33,7 +34,7 @@ def test_full_softmax_of_the_official_code(chunk):
     loss, grad = softmax(0.07, chunk)(golden["x"], golden["memory_init"], golden["y"])
     np.testing.assert_allclose(loss, golden["loss"], rtol=1e-5)
     np.testing.assert_allclose(grad, golden["grad_x"], rtol=1e-4, atol=1e-5)
-    bank = instance.update_bank(golden["memory_init"], golden["y"], golden["x"], 0.5)
+    bank = written(instance.update_bank(golden["memory_init"], golden["y"], golden["x"], 0.5))
     np.testing.assert_allclose(bank, golden["memory_after"], rtol=1e-5, atol=1e-6)
 
 
@@ -57,7 +58,7 @@ def test_nce_of_the_official_code():
         np.testing.assert_allclose(loss, golden["loss"][k], rtol=1e-4)
         np.testing.assert_allclose(grad, golden["grad_x"][k], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(z, golden["Z"][k], rtol=1e-4)
-        bank = instance.update_bank(bank, index, x, 0.5)
+        bank = written(instance.update_bank(bank, index, x, 0.5))
         np.testing.assert_allclose(bank, golden["memory"][k], rtol=1e-4, atol=1e-6)
 
 
@@ -109,7 +110,7 @@ def test_bank_and_normaliser_of_all_devices():
 
     def step(bank, index, z, noise):
         loss, normaliser = instance.nce(z, bank, index, noise, 0.5, 0.0, parallel.AXIS)
-        new = instance.update_bank(bank, index, z, 0.25, parallel.AXIS)
+        new = written(instance.update_bank(bank, index, z, 0.25, parallel.AXIS))
         return parallel.pmean(loss, parallel.AXIS), normaliser[None], new[None]
 
     loss, normalisers, banks = jax.jit(

@@ -13,6 +13,7 @@ from ssl_jax import parallel
 from ssl_jax.errors import UserError
 from ssl_jax.methods import deepcluster_v2
 from ssl_jax.methods.protocol import Context, Run
+from ssl_jax.train.state import written
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 HEADS = (5, 4, 3)
@@ -79,6 +80,7 @@ def test_three_epochs_are_the_official_ones(setting):
             return method.loss(params, state, views, context(run, step))
 
         (value, (after, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        after = written(after)
         return value, after, metrics, grads, jax.tree.map(lambda p, g: p - 0.5 * g, params, grads)
 
     @jax.jit
@@ -146,7 +148,7 @@ def test_two_devices_cluster_what_two_processes_did(setting):
     def step(params, state, views):
         ctx = context(run, 0, parallel.AXIS)
         _, (after, _) = method.loss(params, state, views, ctx)
-        _, after = method.after_step(params, after, ctx)
+        _, after = method.after_step(params, written(after), ctx)
         return jax.tree.map(lambda x: x[None], after)  # of each device
 
     mesh = parallel.mesh(jax.devices()[:2])

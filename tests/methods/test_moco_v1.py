@@ -16,6 +16,7 @@ from ssl_jax import parallel
 from ssl_jax.errors import UserError
 from ssl_jax.methods import moco_v1
 from ssl_jax.methods.protocol import Context, Run
+from ssl_jax.train.state import written
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 RUN = Run(examples=40, batch=8, steps_per_epoch=5, total_steps=5)
@@ -82,7 +83,7 @@ def stepper(method, devices):
     def step(params, state, views, index):
         def mean_loss(params):
             loss, (new, _) = method.loss(params, state, views, context(axis, index))
-            return parallel.pmean(loss, axis), new
+            return parallel.pmean(loss, axis), written(new)
 
         (loss, new), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
         return loss, parallel.pmean(grads, axis), new
@@ -130,7 +131,7 @@ def keys_of(config, devices=1):
 
     def enqueued(views, seed):
         _, (new, _) = method.loss(params, state, views, context(parallel.AXIS, 0, seed))
-        return new["queue"][:8]
+        return written(new["queue"])[:8]
 
     mesh = parallel.mesh(jax.devices()[:devices])
     specs = {"in_specs": (P(parallel.AXIS), P()), "out_specs": P()}
@@ -182,8 +183,8 @@ def test_groups_are_gpus(small):
     gpu = jax.jit(variant(config, group=0, shuffle=1).loss)
     parts = [gpu(params, state, x, context()) for x in np.split(views, 4)]
     np.testing.assert_allclose(loss, np.mean([part[0] for part in parts]), rtol=1e-5)
-    keys = np.concatenate([part[1][0]["queue"][:4] for part in parts])
-    np.testing.assert_allclose(new["queue"][:16], keys, rtol=1e-3, atol=1e-5)
+    keys = np.concatenate([written(part[1][0]["queue"])[:4] for part in parts])
+    np.testing.assert_allclose(written(new["queue"])[:16], keys, rtol=1e-3, atol=1e-5)
     whole, _ = gpu(params, state, views, context())
     assert abs(whole - loss) > 1e-4, "BatchNorm over all rows is something else"
 
@@ -215,6 +216,7 @@ def test_micro_batches_share_one_update_of_the_key_encoder(small):
     state["target"] = start
     for micro in np.split(views, 2):
         _, (state, _) = jax.jit(method.loss)(params, state, micro, context())
+        state = written(state)
     want = jax.tree.map(lambda t, p: 0.9 * t + 0.1 * p, start, params)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), state["target"], want)
     assert state["pointer"] == 16
@@ -227,7 +229,7 @@ def test_momentum_follows_its_schedule(small):
     state["target"] = jax.tree.map(jnp.zeros_like, params)
     # Halfway through ten steps the cosine stands at 0.9.
     _, (new, _) = jax.jit(method.loss)(params, state, views, context(step=5))
-    for target, p in zip(*map(jax.tree.leaves, (new["target"], params)), strict=True):
+    for target, p in zip(*map(jax.tree.leaves, (written(new["target"]), params)), strict=True):
         np.testing.assert_allclose(target, 0.1 * np.asarray(p), rtol=1e-4, atol=1e-7)
 
 

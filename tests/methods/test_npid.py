@@ -14,6 +14,7 @@ from ssl_jax import parallel
 from ssl_jax.errors import UserError
 from ssl_jax.methods import npid
 from ssl_jax.methods.protocol import Context, Run
+from ssl_jax.train.state import written
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 RUN = Run(examples=50, batch=8, steps_per_epoch=6, total_steps=12)
@@ -50,7 +51,7 @@ def identity_method(monkeypatch, preset, **fields):
             return method.loss(empty, state, {"image": x[:, None], "index": index}, context())
 
         (value, (state, _)), grad = jax.value_and_grad(loss, has_aux=True)(x)
-        return value, grad, state
+        return value, grad, written(state)
 
     return step
 
@@ -124,7 +125,7 @@ def test_four_devices_leave_one_bank(setting, form):
 
     def step(views, axis):
         loss, (new, _) = method.loss(params, state, views, context(axis))
-        return parallel.pmean(loss, axis), jax.tree.map(lambda x: x[None], new)
+        return parallel.pmean(loss, axis), jax.tree.map(lambda x: x[None], written(new))
 
     mapped = jax.shard_map(
         lambda v: step(v, parallel.AXIS),

@@ -9,6 +9,7 @@ from ssl_jax import config as configs
 from ssl_jax.errors import UserError
 from ssl_jax.methods import sela_v2
 from ssl_jax.methods.protocol import Context, Run
+from ssl_jax.train.state import written
 
 HEADS = (4, 3, 5)
 RUN = Run(examples=28, batch=12, steps_per_epoch=2, total_steps=8)
@@ -73,7 +74,7 @@ def test_labels_and_loss_of_two_epochs(setting):
 
         (value, (after, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         moved = jax.tree.map(lambda p, g: p - 0.3 * g, params, grads)
-        return value, metrics, moved, *method.after_step(moved, after, context(step))
+        return value, metrics, moved, *method.after_step(moved, written(after), context(step))
 
     labels = np.full((3, 28), -100)
     z = unit(x)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import toy_method
+from jax.tree_util import Partial
 
 from ssl_jax import checkpoint, parallel
 from ssl_jax.methods.protocol import Context, Run
@@ -23,18 +24,30 @@ def images(step):
     return {"image": rng.integers(0, 255, (16, 4, 4, 1), dtype=np.uint8)}
 
 
+def one_more(writes):
+    return writes + 1
+
+
 @functools.cache
 def train(mode, devices, accumulate=1, poison=-1):
-    """Five steps -> (losses, final state, how often the loss was traced)."""
+    """Five steps -> (losses, final state, how often the loss was traced).
+
+    The loss also leaves a write to the step: `writes` counts them.
+    """
     method = toy_method.make(poison)
-    loss = method.loss
+    init, loss = method.init, method.loss
     traces = []
 
-    def counted(*arguments):
-        traces.append(1)
-        return loss(*arguments)
+    def counting(key, views):
+        params, state = init(key, views)
+        return params, {**state, "writes": jnp.zeros((), jnp.int32)}
 
-    method = method._replace(loss=counted)
+    def counted(params, state, *arguments):
+        traces.append(1)
+        value, (new, metrics) = loss(params, state, *arguments)
+        return value, ({**new, "writes": Partial(one_more, state["writes"])}, metrics)
+
+    method = method._replace(init=counting, loss=counted)
     optimizer = optax.sgd(0.1, momentum=0.9)
     mesh = parallel.mesh(jax.devices()[:devices])
     local = {"image": jax.ShapeDtypeStruct((16 // accumulate // devices, 4, 4, 1), jnp.uint8)}
@@ -65,6 +78,7 @@ def test_any_mapping_equals_the_single_device(mode, accumulate):
             np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-6)
             for shard in leaf.addressable_shards:  # whole and equal on every device
                 np.testing.assert_array_equal(shard.data, leaf.addressable_shards[0].data)
+    assert int(state.state["writes"]) == STEPS * accumulate
     assert counts[0] == counts[-1], "the step was traced again after the first call"
 
 
@@ -94,7 +108,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters():
     clean_losses, _, _ = train("shard_map", 4)
     assert np.isnan(losses[-1]) and losses[:-1] == clean_losses[:-1]
     assert int(state.step) == STEPS and int(state.skipped) == 1 and int(state.streak) == 1
-    assert int(state.state["after"]) == STEPS - 1
+    assert int(state.state["after"]) == STEPS - 1 == int(state.state["writes"])
     assert np.isfinite(state.params["w"]).all() and np.isfinite(state.state["mean"]).all()
     _, later, _ = train("shard_map", 4, poison=1)
     assert int(later.skipped) == 1 and int(later.streak) == 0, "a good step ends the streak"
