@@ -90,6 +90,12 @@ def make_step(
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
 
+        def write(metrics):
+            return written(method_state), lax.optimization_barrier(metrics), True
+
+        def leave(metrics):
+            return state.state, metrics, False
+
         def update(method_state):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
@@ -99,13 +105,12 @@ def make_step(
         def keep(method_state):
             return state.params, state.opt_state, method_state
 
-        # Branches, not a `where`, and the writes within one, where the old queue is not needed any
-        # more: so XLA copies none. Two of them, the second known by the first alone: a target reads
-        # the parameters before the optimizer writes in their place, or XLA would copy these.
-        # `finite` comes from averaged values, so every device takes the same branch.
-        method_state, finite = lax.cond(
-            finite, lambda: (written(method_state), True), lambda: (state.state, False)
-        )
+        # Branches, not a `where`, and the writes inside: XLA copies a queue, bank or target that is
+        # written before `finite` is known, and all that it cannot tell to be read before it is
+        # written. So metrics go through the first branch (as they are; the barrier keeps JAX from
+        # leaving them out), and the second, where parameters that a target moves by are written,
+        # asks the first. `finite` is of averaged values: every device takes the same branches.
+        method_state, metrics, finite = lax.cond(finite, write, leave, metrics)
         params, opt_state, method_state = lax.cond(finite, update, keep, method_state)
         bad = 1 - finite.astype(jnp.int32)
         new = TrainState(

@@ -1,12 +1,22 @@
+"""Queues, banks and targets are written where they are: the compiled step copies none of them."""
+
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 import test_collectives
+import toy_method
 from jax import lax
+from jax.tree_util import Partial
 
 from benchmarks import memory
+from ssl_jax.losses import instance
+from ssl_jax.methods.protocol import Run
+from ssl_jax.train.state import make_create
+from ssl_jax.train.step import make_step
 
 # With a queue, a bank or a target; of the others' state the largest are means and variances.
 REMEMBER = (
@@ -57,6 +67,36 @@ def test_copies_of_the_state_are_found():
     assert found["came"] == [("state.state['queue']", 4 * 256 * 64)]
     assert found["branches"] in ([], [("f32[256,64]", 4 * 256 * 64)])
     assert copies(write_in_branch) == {"came": [], "branches": []}
+
+
+def with_bank():
+    """The toy method with a bank, rows of which it reads, also for a metric, and writes."""
+    toy = toy_method.make()
+
+    def init(key, views):
+        params, state = toy.init(key, views)
+        return params, {**state, "bank": jnp.zeros((256, 8))}
+
+    def loss(params, state, views, ctx):
+        value, (new, metrics) = toy.loss(params, state, views, ctx)
+        bank, index = state["bank"], (ctx.step + jnp.arange(len(views))) % 256
+        rows = (bank[index] + views[:, 0] @ params["w"]) / 2
+        metrics = {**metrics, "similarity": jnp.mean(rows * jnp.cos(bank[index]))}
+        return value, ({**new, "bank": Partial(instance.write, bank, index, rows)}, metrics)
+
+    return toy._replace(init=init, loss=loss)
+
+
+def test_a_bank_is_read_for_metrics_before_it_is_written():
+    method, optimizer = with_bank(), optax.sgd(0.1)
+    like = jax.ShapeDtypeStruct
+    rows = {"image": like((16, 4, 4, 1), jnp.uint8)}
+    create = make_create(method, lambda params: optimizer, rows)
+    step = make_step(method, optimizer, Run(64, 16, 4, 20), lambda updates: 0.1)
+    step = jax.jit(functools.partial(step, axis=None), donate_argnums=0)
+    batch = {"image": like((1, 16, 4, 4, 1), jnp.uint8)}
+    text = step.lower(jax.eval_shape(create, jax.random.key(0)), batch).compile().as_text()
+    assert memory.copies(text) == {"came": [], "branches": []}
 
 
 @pytest.mark.parametrize("name", REMEMBER)
