@@ -70,7 +70,7 @@ def test_copies_of_the_state_are_found():
 
 
 def with_bank():
-    """The toy method with a bank, rows of which it reads, also for a metric, and writes."""
+    """The toy method with a bank, which is read for a metric and written in part."""
     toy = toy_method.make()
 
     def init(key, views):
@@ -81,7 +81,7 @@ def with_bank():
         value, (new, metrics) = toy.loss(params, state, views, ctx)
         bank, index = state["bank"], (ctx.step + jnp.arange(len(views))) % 256
         rows = (bank[index] + views[:, 0] @ params["w"]) / 2
-        metrics = {**metrics, "similarity": jnp.mean(rows * jnp.cos(bank[index]))}
+        metrics = {**metrics, "norm": jnp.linalg.norm(bank)}
         return value, ({**new, "bank": Partial(instance.write, bank, index, rows)}, metrics)
 
     return toy._replace(init=init, loss=loss)
