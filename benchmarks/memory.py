@@ -12,7 +12,8 @@ Where the state is updated in place, nothing of it is copied on the way. Two kin
 counted in the optimised program. 'As it came': of the state that came in, because the loss changes
 it while the old values must live on (a step that is not finite leaves all as it was). 'In a
 branch': of what the loss has changed, into its place, in the branch of the step's condition that
-takes it, or of what comes out of that. EMA targets that follow the optimizer, parameters and moments show up in neither.
+takes it, or of what comes out of the condition. EMA targets that follow the optimizer, parameters
+and moments show up in neither.
 --details names the copies.
 """
 
