@@ -267,7 +267,7 @@ def input_table(loader: float | None) -> str:
     ]
     for recipe in RECIPES:
         fast = 8 * recipe.rate * FASTER
-        cores = f"{fast / loader:.0f}" if loader else "loader not measured"
+        cores = f"{math.ceil(fast / loader)}" if loader else "loader not measured"
         lines.append(
             f"| {recipe.method} | {recipe.rate:.0f} | {4 * recipe.rate:,.0f} "
             f"| {8 * recipe.rate:,.0f} | {fast:,.0f} | {short(fast * 256 * 256 * 3)}/s | {cores} |"
