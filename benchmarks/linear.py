@@ -27,7 +27,7 @@ def measure(run: pathlib.Path) -> dict[str, float]:
 
     from ssl_jax import config as configs
     from ssl_jax import host
-    from ssl_jax.evaluate import linear, linear_sgd, probing, run_features
+    from ssl_jax.evaluate import apart, linear, linear_sgd, probing, run_features
 
     config, _ = configs.load("configs/linear.py:sgd")
     config.checkpoint = str(run)
@@ -40,10 +40,10 @@ def measure(run: pathlib.Path) -> dict[str, float]:
     theirs = LogisticRegression(C=ours["C"], tol=1e-9, max_iter=10_000)
     theirs.fit(((f.train - mean) * scale).astype(np.float64), f.train_labels)
     linear_sgd.complete(config.sgd)
+    train = apart.alone(f.train, f.train_labels)
     grid = linear_sgd.probe(
-        lambda epoch: f.train,
-        f.train_labels,
-        *(f.train, f.test, f.test_labels, opened.classes, config.sgd),
+        lambda epoch: train,
+        *(train, f.test, f.test_labels, opened.classes, config.sgd),
         holdout=config.holdout,
         seed=config.seed,
     )

@@ -79,7 +79,7 @@ def measure(solver: str, n: int) -> tuple[float, float, float]:
     if solver == "lbfgs":
         linear.probe_apart(train, *test, grid=(1.0,))
     else:
-        linear_sgd.probe_apart(lambda epoch: train, train, *test, RECIPE)
+        linear_sgd.probe(lambda epoch: train, train, *test, RECIPE)
     return before, train.own.nbytes / 2**20, memory("VmHWM")
 
 

@@ -67,9 +67,8 @@ class State(NamedTuple):
 
 
 def probe(
-    train: Callable[[int], np.ndarray],
-    train_labels: np.ndarray,
-    plain: np.ndarray,
+    train: Callable[[int], apart.Apart],
+    plain: apart.Apart,
     test: np.ndarray,
     test_labels: np.ndarray,
     classes: int,
@@ -79,13 +78,14 @@ def probe(
 ) -> dict[str, Any]:
     """Accuracy of a linear layer trained by `recipe`, the best of its grid.
 
+    The rows may be split over processes; all of them call it. (`apart.alone` for arrays.)
+
     Args:
-      train: epoch -> features to learn from, float [n, d]: the same array for every epoch where
-        features are cached, those of freshly augmented images otherwise. Held in memory of one
-        device.
-      train_labels: int [n] in [0, classes); rows with label -1 are left out.
-      plain: float [n, d], features of the same images without augmentation, for the hold-out.
-      test: float [m, d] features.
+      train: epoch -> features to learn from: `plain` itself where features are cached, those of
+        freshly augmented images otherwise.
+      plain: features of the same n images without augmentation, with labels in [0, classes); rows
+        with label -1 are left out. The hold-out is judged on them.
+      test: float [m, d] features, the same on every process.
       test_labels: int [m]; rows with label -1 are not counted.
       classes: number of classes.
       recipe: FIELDS; missing ones take their default.
@@ -96,43 +96,11 @@ def probe(
       {'top1', 'top5', 'mean_per_class': fractions in [0, 1]; 'learning_rate' (before scaling),
       'weight_decay': the chosen ones; 'curve': a list of {'learning_rate', 'weight_decay', 'top1',
       'cross_entropy'} on the hold-out (nats, None where training diverged), in the order of the
-      grid; empty for a grid of one}.
+      grid; empty for a grid of one}. The same on every process.
 
     Raises:
       UserError: a recipe that cannot be, fewer rows than a batch, training that diverged with
         every learning rate, or as `linear.probe`.
-    """
-    return probe_apart(
-        lambda epoch: apart.alone(train(epoch), train_labels),
-        apart.alone(plain, train_labels),
-        test,
-        test_labels,
-        classes,
-        recipe,
-        holdout,
-        seed,
-    )
-
-
-def probe_apart(
-    train: Callable[[int], apart.Apart],
-    plain: apart.Apart,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    classes: int,
-    recipe: Mapping[str, Any],
-    holdout: float = 0.2,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """`probe` on rows that no process has whole; all processes call it.
-
-    Args:
-      train: epoch -> features to learn from, `plain` itself where features are cached.
-      plain: features without augmentation, with labels in [0, classes) or -1.
-      test, test_labels: as for `probe`, the same on every process.
-      classes, recipe, holdout, seed: as for `probe`.
-
-    Returns and raises, on every process, what `probe` does.
     """
     recipe = complete(recipe)
     linear.check(plain, test, classes)
@@ -142,7 +110,7 @@ def probe_apart(
     if len(grid) > 1:
         held = linear.stratified_holdout(y, holdout, seed)
         rows = np.flatnonzero((y >= 0) & ~held)
-        state = fit_apart(train, rows, classes, recipe, grid, seed)
+        state = fit(train, rows, classes, recipe, grid, seed)
         values = measure(state, recipe, plain, held)
         curve = [
             {"learning_rate": lr, "weight_decay": wd, "top1": top1, "cross_entropy": loss}
@@ -152,7 +120,7 @@ def probe_apart(
         if not finite:
             raise UserError(_diverged(recipe["learning_rates"]))
         best = grid[max(finite, key=lambda g: (values[g][0], -values[g][1]))]
-    state = fit_apart(train, np.flatnonzero(y >= 0), classes, recipe, [best], seed)
+    state = fit(train, np.flatnonzero(y >= 0), classes, recipe, [best], seed)
     scores = np.asarray(scores_of(state, 0, recipe, test))
     if not np.isfinite(scores).all():
         raise UserError(_diverged(best[:1]))
@@ -167,8 +135,7 @@ def probe_apart(
 
 
 def fit(
-    train: Callable[[int], np.ndarray],
-    y: np.ndarray,
+    train: Callable[[int], apart.Apart],
     rows: np.ndarray,
     classes: int,
     recipe: Mapping[str, Any],
@@ -177,9 +144,11 @@ def fit(
 ) -> State:
     """Trains one classifier for every (learning rate, weight decay) of `grid`, all at once.
 
+    Every device of `parallel.repeating` takes the same steps on the same batches, so the numbers
+    are those of one device.
+
     Args:
       train: as for `probe`.
-      y: int32 [n] labels.
       rows: int [r], the rows to learn from. Epoch e takes them in the order of Philox([seed, e]).
       classes: number of classes.
       recipe: all FIELDS.
@@ -191,26 +160,6 @@ def fit(
 
     Raises:
       UserError: fewer rows than a batch.
-    """
-    return fit_apart(lambda epoch: apart.alone(train(epoch), y), rows, classes, recipe, grid, seed)
-
-
-def fit_apart(
-    train: Callable[[int], apart.Apart],
-    rows: np.ndarray,
-    classes: int,
-    recipe: Mapping[str, Any],
-    grid: list[tuple[float, float]],
-    seed: int,
-) -> State:
-    """`fit` on rows that no process has whole; all processes call it.
-
-    Every device of `parallel.repeating` takes the same steps on the same batches, so the numbers
-    are those of one device.
-
-    Args:
-      train: epoch -> features and labels.
-      rows, classes, recipe, grid, seed: as for `fit`.
     """
     batch = recipe["batch"]
     per_epoch = len(rows) // batch

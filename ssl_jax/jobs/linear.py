@@ -62,7 +62,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
             )
             chosen = {"C": found["C"]}
         else:
-            found = linear_sgd.probe_apart(
+            found = linear_sgd.probe(
                 augmented(o, config, features) if config.augment else lambda epoch: f.train,
                 f.train,
                 f.test,

@@ -71,13 +71,13 @@ def numbers():
         },
         "standardisation": [c.tolist() for c in linear._standardisation(far)],
         "lbfgs": linear.probe_apart(train, queries, labels, CLASSES),
-        "sgd": linear_sgd.probe_apart(lambda epoch: train, train, *sgd),
-        "augmented": linear_sgd.probe_apart(lambda epoch: (train, again)[epoch % 2], train, *sgd),
+        "sgd": linear_sgd.probe(lambda epoch: train, train, *sgd),
+        "augmented": linear_sgd.probe(lambda epoch: (train, again)[epoch % 2], train, *sgd),
         "errors": [
             message(neighbours.by_cosine_apart, broken, queries, 3),
             message(neighbours.by_distance_apart, broken, queries, 3),
             message(linear.probe_apart, broken, queries, labels, CLASSES),
-            message(linear_sgd.probe_apart, lambda epoch: broken, broken, *sgd),
+            message(linear_sgd.probe, lambda epoch: broken, broken, *sgd),
         ],
     }
 
@@ -185,7 +185,8 @@ def test_probes_of_one_process_are_those_of_one_device(one):
     assert plain["curve"][0]["cross_entropy"] == pytest.approx(
         one["lbfgs"]["curve"][0]["cross_entropy"], rel=1e-4
     )
-    sgd = linear_sgd.probe(lambda epoch: x, y, x, queries, labels, CLASSES, RECIPE)
+    alone = apart.alone(x, y)
+    sgd = linear_sgd.probe(lambda epoch: alone, alone, queries, labels, CLASSES, RECIPE)
     assert sgd["top1"] == one["sgd"]["top1"]
     for row, other in zip(sgd["curve"], one["sgd"]["curve"], strict=True):
         assert row == pytest.approx(other, rel=1e-6)

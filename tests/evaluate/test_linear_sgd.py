@@ -10,7 +10,7 @@ from ssl_jax import augment
 from ssl_jax import config as configs
 from ssl_jax.data import loader, sources
 from ssl_jax.errors import UserError
-from ssl_jax.evaluate import linear, linear_sgd
+from ssl_jax.evaluate import apart, linear, linear_sgd
 
 N, D, CLASSES, BATCH = 70, 5, 3, 16
 
@@ -24,7 +24,8 @@ def blobs(n=N, d=D, classes=CLASSES, spread=1.0, seed=0):
 
 def fit(x, y, grid, **recipe):
     recipe = linear_sgd.complete({"batch": BATCH, **recipe})
-    return linear_sgd.fit(lambda epoch: x, y, np.arange(len(y)), CLASSES, recipe, grid, seed=3)
+    rows = apart.alone(x, y)
+    return linear_sgd.fit(lambda epoch: rows, np.arange(len(y)), CLASSES, recipe, grid, seed=3)
 
 
 def loop(x, y, lr_of, *, kind="sgd", weight_decay=0.0, momentum=0.9, epochs=4, batch_norm=False):
@@ -124,7 +125,8 @@ def test_every_candidate_of_a_grid_is_the_official_loop(name):
 def test_batch_norm_is_judged_with_its_running_statistics():
     x, y = blobs()
     recipe = linear_sgd.complete({"batch": BATCH, "epochs": 2, "batch_norm": True})
-    state = linear_sgd.fit(lambda e: x, y, np.arange(N), CLASSES, recipe, [(0.1, 0.0)], 3)
+    rows = apart.alone(x, y)
+    state = linear_sgd.fit(lambda e: rows, np.arange(N), CLASSES, recipe, [(0.1, 0.0)], 3)
     z = (x - np.asarray(state.mean)) / np.sqrt(np.asarray(state.variance) + 1e-6)
     want = z @ np.asarray(state.params.weight[0]) + np.asarray(state.params.bias[0])
     np.testing.assert_allclose(linear_sgd.scores_of(state, 0, recipe, x), want, atol=1e-5)
@@ -134,9 +136,11 @@ SGD = {"batch": 64, "epochs": 20, "learning_rates": (0.01, 0.1, 1.0), "batch_nor
 
 
 def probe(x, y, x_new, y_new, classes=4, seed=0, train=None, **recipe):
-    return linear_sgd.probe(
-        train or (lambda e: x), y, x, x_new, y_new, classes, {**SGD, **recipe}, seed=seed
-    )
+    def rows(epoch):
+        return apart.alone(train(epoch) if train else x, y)
+
+    recipe = {**SGD, **recipe}
+    return linear_sgd.probe(rows, apart.alone(x, y), x_new, y_new, classes, recipe, seed=seed)
 
 
 def test_chooses_on_the_holdout_and_agrees_with_logistic_regression():
