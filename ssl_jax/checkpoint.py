@@ -388,12 +388,16 @@ def _orbax_is_silent():
     def others(record):
         return "/orbax/" not in record.pathname
 
+    def retrieved(record):  # a task of a failed save, collected later than it
+        return "exception was never retrieved" not in record.getMessage()
+
     def hook(seen):  # TensorStore's other writes, when one has failed
         if str(seen.exc_value) != "Event loop is closed":
             before(seen)
 
     logger, before = logging.getLogger("absl"), sys.unraisablehook
     logger.addFilter(others)
+    logging.getLogger("asyncio").addFilter(retrieved)
     sys.unraisablehook = hook
     try:
         with warnings.catch_warnings():
@@ -401,6 +405,7 @@ def _orbax_is_silent():
             yield
     finally:
         logger.removeFilter(others)
+        logging.getLogger("asyncio").removeFilter(retrieved)
         sys.unraisablehook = before
 
 
