@@ -44,7 +44,7 @@ CASES = {  # size of the view: preset's policy, stored size, batch
 # What host.keep_memory_pages sets, read by glibc itself: a process of torch's needs no JAX for it.
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TRIM_THRESHOLD_": str(2**63 - 1),
     "MALLOC_ARENA_MAX": "1",
 }
 

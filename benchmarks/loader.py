@@ -37,7 +37,7 @@ STORED = 256
 # What host.keep_memory_pages sets, read by glibc itself: a process of torch's needs no JAX for it.
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TRIM_THRESHOLD_": str(2**63 - 1),
     "MALLOC_ARENA_MAX": "1",
 }
 

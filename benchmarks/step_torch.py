@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 if __name__ == "__main__":  # before anything allocates, as ssl_jax.host.keep_memory_pages
     libc = ctypes.CDLL("libc.so.6")
-    for setting in ((-4, 0), (-1, 2**31 - 1), (-8, 1)):
+    for setting in ((-4, 0), (-1, -1), (-8, 1)):
         libc.mallopt(*setting)
 
 import kornia

@@ -153,7 +153,7 @@ def introduce(e: Experiment, folder: pathlib.Path) -> None:
     if e.cluster.processes > 1:
         where += f" of {e.cluster.processes} processes"
     if devices[0].platform == "cpu":
-        where += " (one a core where the batch allows; malloc keeps its pages)"
+        where += " (one a core where the batch allows)"
     images = f"{e.train.examples:,} training" + (
         f" and {e.test.examples:,} test images" if e.test else " images"
     )

@@ -30,13 +30,18 @@ class Cluster(NamedTuple):
 
 
 def keep_memory_pages() -> bool:
-    """Makes glibc's malloc keep its pages: no mmap, no trim, one arena.
+    """Makes glibc's malloc keep its pages: no mmap, no trim at any size, one arena.
 
-    Call it before anything allocates. Returns False, and does nothing, without glibc.
+    Call it before anything allocates. Returns False, and does nothing, without glibc, and where the
+    user has set malloc up: GLIBC_TUNABLES=glibc.malloc.hugetlb=1 takes half the memory for steps of
+    gigabytes, and a tenth more time (docs/performance.md).
     """
+    if "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
     try:
         libc = ctypes.CDLL("libc.so.6")
-        settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1))
+        # −1 is never. (2³¹ − 1 trims what is above 2 GiB: a large step faulted it in every time.)
+        settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1))
         return all([libc.mallopt(*s) for s in settings])
     except (OSError, AttributeError):
         return False
