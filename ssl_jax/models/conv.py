@@ -3,8 +3,9 @@
 The gradient with respect to a kernel is itself a convolution: the channels are its batch, the
 images are what it sums over, and its window is the whole feature map. XLA on CPU computes it in one
 piece and leaves the caches; over a few images at a time, as here, the same sum takes two thirds of
-the time (docs/performance.md). On every other backend XLA's own gradient is used; the values are
-the same up to rounding.
+the time, and where there are many channels the product of the output's gradient with the patches
+that the kernel saw takes less still (docs/performance.md). On every other backend XLA's own
+gradient is used; the values are the same up to rounding.
 """
 
 import functools
@@ -22,8 +23,9 @@ from jax.sharding import PartitionSpec as P
 from ssl_jax import parallel
 
 # Products summed for one element of the gradient before the next images are taken, as measured:
-# fewer make more calls, more leave the caches.
+# fewer make more calls, more leave the caches. For patches also at most so many values of a map.
 CONTRACTION = 2048
+CONTRACTION_OF_PATCHES, VALUES = 1024, 1024 * 256
 
 
 def _forward(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
@@ -80,35 +82,75 @@ def _sum_of_few(x, dy, size, stride, padding):
             dy.reshape(-1, o).T, seen.reshape(-1, c), preferred_element_type=jnp.float32
         )
         return product.T.reshape(1, 1, c, o)
-    most = min(b, max(1, CONTRACTION // (oh * ow)))
+    # As measured: few channels make narrow products, for which patches are not worth the copy.
+    if c >= 32 and (stride > 1 or c * o > 64 * 64):
+        rows = min(CONTRACTION_OF_PATCHES, VALUES // c)
+        by_patches = functools.partial(_by_patches, size=size, stride=stride, padding=padding)
+        total = _in_chunks(by_patches, x, dy, rows // (oh * ow))  # [o, size·size·c]
+        return total.reshape(o, size, size, c).transpose(1, 2, 3, 0)
+    by_convolution = functools.partial(_by_convolution, size=size, stride=stride, padding=padding)
+    total = _in_chunks(by_convolution, x, dy, CONTRACTION // (oh * ow))  # [c, size, size, o]
+    return total.transpose(1, 2, 0, 3)
+
+
+def _in_chunks(product, x, dy, images):
+    """Σ product(some images of x and dy), at most `images` at a time, one at least."""
+    b = len(x)
+    most = min(b, max(1, images))
     # A divisor of b where there is one; else images of zeros, which add nothing, fill the last
     # chunk, at the price of a copy of x and dy.
     images = next((n for n in range(most, most // 2, -1) if b % n == 0), most)
     chunks = -(-b // images)
     fill = ((0, chunks * images - b), (0, 0), (0, 0), (0, 0))
-    x, dy = jnp.pad(x, fill), jnp.pad(dy, fill)
-    # Zeros behind the map, or fewer of its rows where the stride leaves some unread.
-    after = [stride * (n_out - 1) + size - padding - n_in for n_out, n_in in ((oh, h), (ow, w))]
-
-    x = x.reshape(images, chunks, h, w, c)  # chunk k is images k, k + chunks, …
-    dy = dy.reshape(images, chunks, oh, ow, o)
+    # Chunk k is images k, k + chunks, …
+    x, dy = (jnp.pad(y, fill).reshape(images, chunks, *y.shape[1:]) for y in (x, dy))
 
     def add(total, k):
-        # Images are what is summed over, channels are the batch:
-        # [c, h, w, n] ⋆ [oh, ow, n, o] -> [c, size, size, o], the window dilated by the stride.
-        # (Transposed here: for dimension_numbers of that order XLA has no fast convolution.)
-        return total + lax.conv_general_dilated(
-            lax.dynamic_index_in_dim(x, k, 1, keepdims=False).transpose(3, 1, 2, 0),
-            lax.dynamic_index_in_dim(dy, k, 1, keepdims=False).transpose(1, 2, 0, 3),
-            window_strides=(1, 1),
-            padding=((padding, after[0]), (padding, after[1])),
-            rhs_dilation=(stride, stride),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            preferred_element_type=jnp.float32,
-        ), None
+        chunk = (lax.dynamic_index_in_dim(y, k, 1, keepdims=False) for y in (x, dy))
+        return total + product(*chunk), None
 
-    total, _ = lax.scan(add, jnp.zeros((c, size, size, o), jnp.float32), jnp.arange(chunks))
-    return total.transpose(1, 2, 0, 3)
+    like = jax.eval_shape(product, x[:, 0], dy[:, 0])
+    return lax.scan(add, jnp.zeros(like.shape, like.dtype), jnp.arange(chunks))[0]
+
+
+def _by_convolution(x, dy, size, stride, padding):
+    """[n, h, w, c] ⋆ [n, oh, ow, o] -> float32 [c, size, size, o]."""
+    # Zeros behind the map, or fewer of its rows where the stride leaves some unread.
+    after = [
+        stride * (n_out - 1) + size - padding - n_in
+        for n_out, n_in in zip(dy.shape[1:3], x.shape[1:3], strict=True)
+    ]
+    # Images are what is summed over, channels are the batch:
+    # [c, h, w, n] ⋆ [oh, ow, n, o] -> [c, size, size, o], the window dilated by the stride.
+    # (Transposed here: for dimension_numbers of that order XLA has no fast convolution.)
+    return lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        dy.transpose(1, 2, 0, 3),
+        window_strides=(1, 1),
+        padding=((padding, after[0]), (padding, after[1])),
+        rhs_dilation=(stride, stride),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _by_patches(x, dy, size, stride, padding):
+    """[n, oh, ow, o]ᵀ times the patches of [n, h, w, c] -> float32 [o, size · size · c]."""
+    _, oh, ow, o = dy.shape
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+
+    def seen(u, v):  # by kernel[u, v], at every output: [n, oh, ow, c]
+        rows = slice(u, u + stride * (oh - 1) + 1, stride)
+        return x[:, rows, v : v + stride * (ow - 1) + 1 : stride]
+
+    patches = jnp.concatenate([seen(u, v) for u in range(size) for v in range(size)], -1)
+    # [n·oh·ow, o] , [n·oh·ow, size·size·c] -> [o, size·size·c]
+    return lax.dot_general(
+        dy.reshape(-1, o),
+        patches.reshape(-1, patches.shape[-1]),
+        (((0,), (0,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
 
 
 def _on_each_device(size, stride, padding, mesh, arguments, result):

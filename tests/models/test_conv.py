@@ -14,6 +14,8 @@ from benchmarks import collectives
 from ssl_jax import parallel
 from ssl_jax.models import conv
 
+MANY = (32, 130)  # channels in and out that have the gradient made from patches
+
 
 def both(size, stride, features=5):
     padding = (size - 1) // 2
@@ -28,34 +30,40 @@ def value_and_gradients(module, params, x, seed=0):
     return y, *vjp(cotangent)
 
 
+@pytest.mark.parametrize("channels", [(4, 5), MANY])
 @pytest.mark.parametrize("size, stride, side", [(3, 1, 6), (3, 2, 7), (7, 2, 12), (1, 2, 5)])
-def test_values_and_gradients_equal_flax(size, stride, side, monkeypatch):
+def test_values_and_gradients_equal_flax(size, stride, side, channels, monkeypatch):
     # 5 images, at most 2 at a time: three chunks, the last one filled up.
     out = (side + 2 * ((size - 1) // 2) - size) // stride + 1
     monkeypatch.setattr(conv, "CONTRACTION", 2 * out * out)
-    x = jax.random.normal(jax.random.key(1), (5, side, side, 4))
-    ours, flax = both(size, stride)
+    monkeypatch.setattr(conv, "CONTRACTION_OF_PATCHES", 2 * out * out)
+    monkeypatch.setattr(conv, "_by_patches" if channels != MANY else "_by_convolution", None)
+    c, o = channels
+    x = jax.random.normal(jax.random.key(1), (5, side, side, c))
+    ours, flax = both(size, stride, o)
     params = ours.init(jax.random.key(2), x)["params"]
-    assert jax.tree.map(jnp.shape, params) == {"kernel": (size, size, 4, 5)}
+    assert jax.tree.map(jnp.shape, params) == {"kernel": (size, size, c, o)}
     got = jax.jit(functools.partial(value_and_gradients, ours))(params, x)
     want = jax.jit(functools.partial(value_and_gradients, flax))(params, x)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [1, 3])
-def test_bfloat16_gradient_is_summed_in_float32(size, monkeypatch):
+@pytest.mark.parametrize("size, channels", [(1, (1, 1)), (3, (1, 1)), (3, MANY)])
+def test_bfloat16_gradient_is_summed_in_float32(size, channels, monkeypatch):
     # Three chunks of 257 ones. 771 is 772 in bfloat16; chunks rounded on their own are 256 each.
     monkeypatch.setattr(conv, "CONTRACTION", 257)
-    x = jnp.ones((3, 1, 257, 1), jnp.bfloat16)
-    module = conv.Conv(1, size, dtype=jnp.bfloat16)
+    monkeypatch.setattr(conv, "CONTRACTION_OF_PATCHES", 257)
+    c, o = channels
+    x = jnp.ones((3, 1, 257, c), jnp.bfloat16)
+    module = conv.Conv(o, size, dtype=jnp.bfloat16)
 
     def total(kernel):
         return jnp.sum(module.apply({"params": {"kernel": kernel}}, x), dtype=jnp.float32)
 
-    gradient = jax.jit(jax.grad(total))(jnp.ones((size, size, 1, 1)))
+    gradient = jax.jit(jax.grad(total))(jnp.ones((size, size, c, o)))
     assert gradient.dtype == jnp.float32
-    assert gradient[size // 2, size // 2].item() == 772
+    assert (gradient[size // 2, size // 2] == 772).all()
 
 
 @pytest.mark.parametrize("mode", ["shard_map", "pmap", "vmap", "scan"])
@@ -89,12 +97,16 @@ def test_gradient_under_maps(mode):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("size, stride", [(3, 1), (7, 2), (1, 1), (1, 2)])
-def test_maps_stay_on_their_device_where_jit_splits_the_batch(size, stride, monkeypatch):
+@pytest.mark.parametrize(
+    "size, stride, channels",
+    [(3, 1, (3, 5)), (7, 2, (3, 5)), (1, 1, (3, 5)), (1, 2, (3, 5)), (3, 2, MANY)],
+)
+def test_maps_stay_on_their_device_where_jit_splits_the_batch(size, stride, channels, monkeypatch):
     """With 16 images at a time and with one, which is less than one a device."""
     mesh = parallel.mesh()
-    module, flax = both(size, stride)
-    x = jax.random.normal(jax.random.key(1), (16, 4, 4, 3))
+    c, o = channels
+    module, flax = both(size, stride, o)
+    x = jax.random.normal(jax.random.key(1), (16, 4, 4, c))
     params = module.init(jax.random.key(0), x)["params"]
 
     def gradient(module, params, x):
@@ -104,11 +116,12 @@ def test_maps_stay_on_their_device_where_jit_splits_the_batch(size, stride, monk
     split = jax.device_put(x, NamedSharding(mesh, P(parallel.AXIS)))
     whole = jax.device_put(params, parallel.replicated(mesh))
     for images in (16, 1):
-        monkeypatch.setattr(conv, "CONTRACTION", images * (4 // stride) ** 2)
+        for name in ("CONTRACTION", "CONTRACTION_OF_PATCHES"):
+            monkeypatch.setattr(conv, name, images * (4 // stride) ** 2)
         compiled = jax.jit(functools.partial(gradient, module)).lower(whole, split).compile()
         found = collectives.read(compiled.as_text(), mesh.devices.size)
         sent = [(c.kind, collectives.elements(c), c.times) for c in found]
-        assert sent == [("all-reduce", size * size * 3 * 5, 1)], "the gradient, and that once"
+        assert sent == [("all-reduce", size * size * c * o, 1)], "the gradient, and that once"
         np.testing.assert_allclose(compiled(whole, split)["kernel"], want, rtol=1e-4, atol=1e-4)
 
 
