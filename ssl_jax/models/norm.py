@@ -1,5 +1,7 @@
 """Batch normalisation: over the global batch, or over groups of a fixed number of rows."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +88,7 @@ class BatchNorm(nn.Module):
         x = x.astype(jnp.float32)
         if not train:
             mean, var = running_mean.value, running_var.value
+            y = _affine(x, mean, var, scale, bias, self.epsilon)
         else:
             # Creating the variables needs no other device and leaves the statistics untouched.
             axis = None if self.is_initializing() else self.axis
@@ -98,17 +101,12 @@ class BatchNorm(nn.Module):
                 # [b, …, C] -> [b/g, g, …, C]
                 x = x.reshape(shape[0] // self.group, self.group, *shape[1:])
                 reduced = tuple(range(1, x.ndim - 1))
-            count = x.size // channels // (1 if self.group is None else x.shape[0])
-            shift = lax.stop_gradient(running_mean.value)
-            centred = x - shift
-            m = jnp.mean(centred, reduced, keepdims=True)
-            q = jnp.mean(jnp.square(centred), reduced, keepdims=True)
-            if self.group is None:
-                m, q = parallel.pmean((m, q), axis)
-                count *= parallel.size(axis)
-            mean, var = shift + m, jnp.maximum(q - jnp.square(m), 0.0)
-
+            sharing = axis if self.group is None else None
+            y, mean, var = normalise(
+                x, running_mean.value, scale, bias, self.epsilon, reduced, sharing
+            )
             if not self.is_initializing():
+                count = _count(x, reduced, sharing)
                 correction = count / max(count - 1, 1) if self.unbiased else 1.0
                 batch = (
                     jnp.mean(mean.reshape(-1, channels), 0),  # [groups, C] -> [C]
@@ -121,10 +119,84 @@ class BatchNorm(nn.Module):
                         1 - self.momentum
                     ) * lax.stop_gradient(new)
 
-        factor = lax.rsqrt(var + self.epsilon)
-        if scale is not None:
-            factor = factor * scale
-        y = (x - mean) * factor
-        if bias is not None:
-            y = y + bias
         return y.reshape(shape).astype(self.dtype)
+
+
+def _affine(x, mean, var, scale, bias, epsilon):
+    """(x − mean) / √(var + epsilon) · scale + bias; a scale or bias of None is left out."""
+    factor = lax.rsqrt(var + epsilon)
+    y = (x - mean) * (factor if scale is None else factor * scale)
+    return y if bias is None else y + bias
+
+
+def _count(x, reduced, axis):
+    """Values that one statistic is of, over all devices that share it."""
+    return math.prod(x.shape[i] for i in reduced) * parallel.size(axis)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def normalise(
+    x: jax.Array,
+    shift: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    epsilon: float,
+    reduced: tuple[int, ...],
+    axis: str | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalises by the statistics of the batch.
+
+        y = x̂ · scale + bias,  x̂ = (x − mean) / √(var + epsilon)
+
+    The gradient is written out (Ioffe & Szegedy 2015, section 3), with s = 1 / √(var + epsilon) and
+    means over what shares the statistics:
+
+        ∂x = scale · s · (∂y − mean(∂y) − x̂ · mean(∂y · x̂))
+        ∂scale = Σ ∂y · x̂,  ∂bias = Σ ∂y
+
+    So x is all that is kept for it; JAX's own derivative keeps x − mean as well and, on CPU, reads
+    and writes maps two thirds again as often. (Where var is 0 for rounding alone, the official
+    derivative of the maximum in it would be 0; here it is not.)
+
+    Args:
+      x: float32 [b, …, C], or in groups [groups, g, …, C].
+      shift: [C], close to the mean (BatchNorm says why); no gradient.
+      scale, bias: [C], or None: none.
+      epsilon: added to the variance.
+      reduced: axes that a statistic is taken over.
+      axis: name of the device axis that shares statistics, or None.
+
+    Returns:
+      y as x; mean and var float32 [1 or groups, 1, …, C], which carry no gradient.
+    """
+    return _normalise_fwd(x, shift, scale, bias, epsilon, reduced, axis)[0]
+
+
+def _normalise_fwd(x, shift, scale, bias, epsilon, reduced, axis):
+    m = jnp.mean(x, reduced, keepdims=True) - shift
+    q = jnp.mean(jnp.square(x - shift), reduced, keepdims=True)
+    m, q = parallel.pmean((m, q), axis)
+    mean, var = shift + m, jnp.maximum(q - jnp.square(m), 0.0)
+    y = _affine(x, mean, var, scale, bias, epsilon)
+    return (y, mean, var), (x, mean, var, shift, scale, bias)
+
+
+def _normalise_bwd(epsilon, reduced, axis, saved, cotangents):
+    x, mean, var, shift, scale, bias = saved
+    dy = cotangents[0]
+    factor = lax.rsqrt(var + epsilon)
+    others = tuple(range(x.ndim - 1))
+    sum_dy = jnp.sum(dy, reduced, keepdims=True)
+    sum_product = jnp.sum(dy * (x - mean), reduced, keepdims=True) * factor  # Σ ∂y · x̂
+    n = _count(x, reduced, None)
+    mean_dy, mean_product = parallel.pmean((sum_dy / n, sum_product / n), axis)
+    dx = dy - mean_dy - (x - mean) * (factor * mean_product)
+    return (
+        dx * (factor if scale is None else factor * scale),
+        jnp.zeros_like(shift),
+        None if scale is None else jnp.sum(sum_product, others),
+        None if bias is None else jnp.sum(sum_dy, others),
+    )
+
+
+normalise.defvjp(_normalise_fwd, _normalise_bwd)

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ssl_jax import parallel
-from ssl_jax.models.norm import BatchNorm
+from ssl_jax.models.norm import BatchNorm, normalise
 
 ROWS = jnp.array([[1.0], [3.0], [10.0], [20.0]])
 
@@ -156,3 +156,29 @@ def test_four_devices_equal_one(group):
             np.testing.assert_array_equal(new[name][device], new[name][0])
     for got, expected in zip(jax.tree.leaves(gradient), jax.tree.leaves(want[2]), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape, reduced", [((6, 5, 3), (0, 1)), ((2, 4, 5, 3), (1, 2))])
+def test_written_gradient_is_the_derivative(shape, reduced, affine):
+    """Of the definition, with the whole batch and in groups; the shift plays no part in it."""
+    x, dy = jax.random.normal(jax.random.key(0), (2, *shape))
+    x = 3 * x + 2
+    parameters = (
+        (jnp.array([0.5, 1.0, 2.0]), jnp.array([1.0, -1.0, 0.0])) if affine else (None,) * 2
+    )
+
+    def definition(x, scale, bias):
+        mean, var = (f(x, reduced, keepdims=True) for f in (jnp.mean, jnp.var))
+        y = (x - mean) / jnp.sqrt(var + 0.1)
+        return y if scale is None else y * scale + bias
+
+    def written(x, scale, bias):
+        shift = jnp.array([2.0, 1.0, 0.0])
+        return normalise(x, shift, scale, bias, 0.1, reduced, None)[0]
+
+    want, pullback = jax.vjp(definition, x, *parameters)
+    got, written_pullback = jax.vjp(written, x, *parameters)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    for a, b in zip(*map(jax.tree.leaves, (written_pullback(dy), pullback(dy))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
