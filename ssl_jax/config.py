@@ -21,6 +21,7 @@ FREE_ON_RESUME = (
     "compile_cache",
     "cpu_devices",
     "parallel",
+    "steps_at_once",
     "model.remat",
     "monitor",
     "checkpoint",
@@ -31,6 +32,7 @@ FREE_ON_RESUME = (
     "data.max_bad",
     "data.patience",
     "data.cache_bytes",
+    "data.resident",
 )
 
 
@@ -49,6 +51,9 @@ def defaults() -> ConfigDict:
     c.accumulate = 1  # micro-batches that a step is computed in
     c.parallel = "shard_map"  # shard_map | pmap | jit: three ways to the same numbers
     c.cpu_devices = config_dict.placeholder(int)  # None: one a core, as the batch allows
+    # Steps in one call of the compiled program; more than 1 needs data.resident. None: as before,
+    # where a run continues; else with it what divides log_every and the like, at most 10.
+    c.steps_at_once = config_dict.placeholder(int)
     c.compile_cache = "auto"  # folder of compiled programs; auto: ~/.cache/ssl_jax; '': none
     c.log_every = 10  # steps
     c.max_bad_steps = 100  # steps in a row whose loss or gradient is not finite: the run stops
@@ -69,6 +74,9 @@ def defaults() -> ConfigDict:
     c.data.examples = 10_000  # synthetic, scenes: number of images
     c.data.classes = 10  # synthetic: number of labels
     c.data.cache_bytes = 2**30  # decoded sets up to this size are kept in memory
+    # All training images in the memory of every device. None: as before, where a run continues;
+    # never on CPU; else if they take at most an eighth of that memory, and at most cache_bytes.
+    c.data.resident = config_dict.placeholder(bool)
 
     c.method = ConfigDict({"name": "simclr"})
     c.model = ConfigDict({"name": "resnet18"})
@@ -190,6 +198,8 @@ def check(config: ConfigDict) -> None:
     for field in ("batch", "accumulate", "log_every", "max_bad_steps"):
         if config[field] < 1:
             raise UserError(f"--config.{field} is {config[field]}; it must be at least 1")
+    if config.seed < 0:
+        raise UserError(f"--config.seed is {config.seed}; it must be at least 0")
     modes = ("shard_map", "pmap", "jit")
     if config.parallel not in modes:
         raise UserError(
@@ -204,6 +214,7 @@ def check(config: ConfigDict) -> None:
             f"--config.batch={config.batch} is not a multiple of "
             f"--config.accumulate={config.accumulate}"
         )
+    check_steps_at_once(config)
     splits = ("test", "holdout")
     if config.evaluate.split not in splits:
         raise UserError(
@@ -212,3 +223,32 @@ def check(config: ConfigDict) -> None:
         )
     if config.data.channels not in (1, 3):
         raise UserError(f"--config.data.channels is {config.data.channels}; it must be 1 or 3")
+
+
+def check_steps_at_once(config: ConfigDict) -> None:
+    """Checks how many steps a call makes, if that is said: `steps_at_once`, `data.resident`.
+
+    Raises:
+      UserError: what it cannot go with.
+    """
+    k = config.steps_at_once
+    if k is None:
+        return
+    if k < 1:
+        raise UserError(f"--config.steps_at_once is {k}; it must be at least 1")
+    if k > 1 and config.data.resident is False:
+        raise UserError(
+            f"--config.steps_at_once={k} needs the images in device memory: "
+            "--config.data.resident=True, or leave it at 1"
+        )
+    intervals = {
+        "log_every": config.log_every,
+        "monitor.every_steps": config.monitor.every_steps,
+        "checkpoint.every_steps": config.checkpoint.every_steps,
+    }
+    for field, steps in intervals.items():
+        if steps % k:
+            raise UserError(
+                f"--config.{field}={steps} is not a multiple of the {k} steps of a call "
+                "(--config.steps_at_once)"
+            )

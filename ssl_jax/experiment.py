@@ -1,6 +1,7 @@
 """A run before its first step: data, method, devices, optimizer, compiled functions."""
 
 import contextlib
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +12,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import checkpoint, host, parallel, verify, workdir
-from ssl_jax.data import sources
+from ssl_jax import config as configs
+from ssl_jax.data import resident, sources
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.evaluate import encoder
 from ssl_jax.methods import METHODS
@@ -19,6 +21,7 @@ from ssl_jax.methods.protocol import Method, Run
 from ssl_jax.train import optimizers, schedules
 from ssl_jax.train.state import TrainState, make_create
 from ssl_jax.train.step import make_step
+from ssl_jax.train.steps import at_once, make_steps
 
 
 class Experiment(NamedTuple):
@@ -34,6 +37,7 @@ class Experiment(NamedTuple):
       mesh: all devices.
       create: key -> TrainState.
       step: compiled step.
+      steps: compiled calls of several steps, of images that are on the devices.
       encode: compiled encoder.
     """
 
@@ -46,6 +50,7 @@ class Experiment(NamedTuple):
     mesh: Any
     create: Callable[[Any], TrainState]
     step: Callable[[Any, Any], tuple[TrainState, dict[str, jax.Array]]]
+    steps: Callable[[Any, Any, Any], tuple[TrainState, dict[str, jax.Array]]]
     encode: Callable[[Any, Any], dict[str, jax.Array]]
 
 
@@ -121,6 +126,9 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
         mesh=mesh,
         create=jax.jit(create, out_shardings=parallel.replicated(mesh)),
         step=parallel.compile_step(step, mesh, config.parallel),
+        steps=parallel.compile_steps(
+            make_steps(step, config.accumulate, train.shape), mesh, config.parallel
+        ),
         encode=encoder.compile_encode(config, mesh),
     )
 
@@ -143,6 +151,39 @@ def undivided(config: ConfigDict, cluster: host.Cluster, block: int, devices: in
     )
 
 
+def settle(e: Experiment, saved: workdir.Saved | None) -> Experiment:
+    """Decides what `data.resident` and `steps_at_once` leave open; all processes call it.
+
+    A run that continues does as it did: the same program, so the same bits. One from before there
+    were these fields read its images batch by batch.
+
+    Args:
+      e: of the config as it was given.
+      saved: of the run that is continued.
+
+    Returns:
+      the experiment with both in its config, which is what config.json is to hold.
+
+    Raises:
+      UserError: a call of that many steps cannot be.
+    """
+    c = e.config.copy_and_resolve_references()
+    before = None if saved is None else saved.config.data.get("resident") is True
+    if c.data.resident is None and before is not None:
+        c.data.resident = before
+    elif c.data.resident is None:
+        fits = resident.fits(e.train, parallel.device_memory(), c.data.cache_bytes)
+        c.data.resident = not parallel.any_process(not fits)
+    if c.steps_at_once is None and c.data.resident == before:
+        k = saved.config.get("steps_at_once")
+        c.steps_at_once = k if type(k) is int and k > 0 else 1  # whatever the file holds
+    elif c.steps_at_once is None:
+        every = (c.log_every, c.monitor.every_steps, c.checkpoint.every_steps)
+        c.steps_at_once = at_once(every) if c.data.resident else 1
+    configs.check_steps_at_once(c)
+    return e._replace(config=c)
+
+
 def introduce(e: Experiment, folder: pathlib.Path) -> None:
     """Says in a few lines what is about to happen."""
     params = jax.eval_shape(e.create, jax.random.key(0)).params
@@ -163,6 +204,11 @@ def introduce(e: Experiment, folder: pathlib.Path) -> None:
         f"{e.config.batch} images; workdir {folder}"
     )
     print(f"on {where}")
+    if e.config.data.resident:
+        print(
+            f"images in device memory, {resident.size(e.train) / 1e6:,.1f} MB on every device; "
+            f"calls of {e.config.steps_at_once} steps"
+        )
     lines = optimizers.describe(
         e.config.optimizer,
         params,
@@ -178,8 +224,11 @@ def compile_step(e: Experiment) -> Callable[[Any, Any], tuple[TrainState, dict[s
     """Compiles the step before there is a state or a batch.
 
     Returns:
-      what `e.step` is, without the wait at its first call.
+      what `e.step` is, without the wait at its first call; for images that are on the devices what
+      `compile_steps` returns.
     """
+    if e.config.data.resident:
+        return compile_steps(e)
     h, w, c = e.train.shape
     k, rows = e.config.accumulate, e.config.batch // e.config.accumulate
     batch = {
@@ -189,6 +238,33 @@ def compile_step(e: Experiment) -> Callable[[Any, Any], tuple[TrainState, dict[s
     }
     batch = parallel.like_batch(batch, e.mesh, e.config.parallel)
     return e.step.lower(like(e), batch).compile()
+
+
+def compile_steps(e: Experiment) -> Callable[[Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """Compiles the calls of `steps_at_once` steps, and the last, shorter one where there is one.
+
+    Returns:
+      f(state, (images, rows)) -> (state, metrics), see `make_steps`.
+    """
+    n, whole = e.train.examples, parallel.replicated(e.mesh)
+    k, rows = e.config.accumulate, e.config.batch // e.config.accumulate
+    images = {
+        "image": jax.ShapeDtypeStruct((n, math.prod(e.train.shape)), jnp.uint8, sharding=whole),
+        "index": jax.ShapeDtypeStruct((n,), jnp.int32, sharding=whole),
+        "label": jax.ShapeDtypeStruct((n,), jnp.int32, sharding=whole),
+    }
+    calls, left = divmod(e.run.total_steps, e.config.steps_at_once)
+    programs = {}
+    for steps in (*[e.config.steps_at_once] * (calls > 0), *[left] * (left > 0)):
+        taken = jax.ShapeDtypeStruct((steps * k, rows), jnp.int32)
+        taken = parallel.like_batch(taken, e.mesh, e.config.parallel)
+        programs[taken.shape] = e.steps.lower(like(e), images, taken).compile()
+
+    def step(state, batch):
+        images, taken = batch
+        return programs[taken.shape](state, images, taken)
+
+    return step
 
 
 def like(e: Experiment) -> TrainState:
@@ -205,11 +281,18 @@ def begin(e: Experiment, manager) -> tuple[TrainState, int]:
       (state on all devices, steps done).
 
     Raises:
-      UserError: every checkpoint is damaged, or they are of another model.
+      UserError: every checkpoint is damaged, or they are of another model; or the newest lies
+        within a call of several steps.
     """
     latest = verify.newest(manager)
     if latest is None:
         return e.create(jax.random.key(e.config.seed)), 0
+    k = e.config.steps_at_once or 1
+    if latest % k and latest < e.run.total_steps:
+        raise UserError(
+            f"the run in {e.config.workdir} stands at step {latest:,}, where no call of {k} steps "
+            "begins; --config.steps_at_once=1 continues it"
+        )
     state = checkpoint.restore(manager, latest, like(e))
     if e.cluster.process == 0:
         print(f"continuing at step {latest:,}")

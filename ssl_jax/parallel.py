@@ -148,6 +148,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def device_memory() -> int:
+    """Bytes of memory of a device of this process; 0 where that is the host's, or unknown."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return 0
+    return int((device.memory_stats() or {}).get("bytes_limit", 0))
+
+
 def meet(name: str, seconds: float = 3_600) -> None:
     """Waits for the other processes; at once where there are none.
 
@@ -222,6 +230,50 @@ def compile_step(
         return jax.jit(
             functools.partial(step, axis=None),
             in_shardings=(whole, rows),
+            out_shardings=(whole, whole),
+            donate_argnums=0,
+        )
+    raise ValueError(f"mode is {mode!r}; known: {', '.join(MODES)}")
+
+
+def compile_steps(
+    steps: Callable[..., tuple[Any, Any]], mesh: Mesh, mode: str = "shard_map"
+) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
+    """Maps `steps(state, whole, batch, axis)` over the devices and compiles it; donates the state.
+
+    Args:
+      steps: as `step` of `compile_step`, and `whole`, a pytree that is whole on every device.
+      mesh, mode: as for `compile_step`.
+
+    Returns:
+      f(state, whole, batch) -> (state, metrics), whole as `put_whole` lays it, the batch as
+      `put_batch` does.
+    """
+    if mode == "shard_map":
+        return jax.jit(
+            jax.shard_map(
+                functools.partial(steps, axis=AXIS),
+                mesh=mesh,
+                in_specs=(P(), P(), P(None, AXIS)),
+                out_specs=(P(), P()),
+                check_vma=False,
+            ),
+            donate_argnums=0,
+        )
+    if mode == "pmap":
+        return jax.pmap(
+            functools.partial(steps, axis=AXIS),
+            axis_name=AXIS,
+            in_axes=(None, None, 0),
+            out_axes=(None, None),
+            donate_argnums=0,
+            devices=list(mesh.devices) if jax.process_count() == 1 else None,
+        )
+    if mode == "jit":
+        whole, rows = replicated(mesh), NamedSharding(mesh, P(None, AXIS))
+        return jax.jit(
+            functools.partial(steps, axis=None),
+            in_shardings=(whole, whole, rows),
             out_shardings=(whole, whole),
             donate_argnums=0,
         )

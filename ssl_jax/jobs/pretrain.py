@@ -5,7 +5,7 @@ import concurrent.futures
 import contextlib
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 
 from ssl_jax import checkpoint, host, parallel, workdir
 from ssl_jax import config as configs
-from ssl_jax.data import loader, stall
+from ssl_jax.data import loader, resident, stall
 from ssl_jax.data.protocol import Lost
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate import collapse, encoder, knn, linear, representation
-from ssl_jax.experiment import Experiment, assemble, begin, compile_step, introduce
+from ssl_jax.experiment import Experiment, assemble, begin, compile_step, introduce, settle
 from ssl_jax.report import commands, console, logs
 from ssl_jax.report import run as report
 from ssl_jax.train import health, loop, stopping
@@ -66,11 +66,12 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
 
     experiment = assemble(config, cluster, saved)
     parallel.connect(f"start/{folder}")
+    experiment = settle(experiment, saved)
     leader = cluster.process == 0
     if leader:
         introduce(experiment, folder)
         devices = jax.local_device_count()
-        workdir.write_config(folder, workdir.Saved(config, experiment.run, devices))
+        workdir.write_config(folder, workdir.Saved(experiment.config, experiment.run, devices))
     with checkpoint.open_manager(folder / "checkpoints", config.checkpoint.keep) as manager:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             compiling = pool.submit(
@@ -113,24 +114,12 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
     logged: dict[str, float] = {}  # of the step
     losses = collections.deque(maxlen=health.WINDOW)  # logged
     bad: dict[int, str] = {}  # steps skipped of late, and what was not finite
-    batches = loader.batches(
-        e.train,
-        seed=c.seed,
-        batch=c.batch,
-        accumulate=c.accumulate,
-        start=start,
-        stop=total,
-        process=e.cluster.process,
-        processes=e.cluster.processes,
-        threads=c.data.threads,
-        ahead=c.data.ahead,
-        patience=c.data.patience,
-    )
+    batches, to_devices = (kept if c.data.resident else streamed)(e, start, f"begin/{folder}")
     watch = stall.Watch()
     failed: list[Exception] = []  # of the loader
     with contextlib.ExitStack() as stack:
         stack.enter_context(batches)
-        stop = stack.enter_context(stopping.requested(e.cluster, str(folder)))
+        stop = stack.enter_context(stopping.requested(e.cluster, str(folder), c.steps_at_once))
         if e.cluster.processes == 1:  # several cannot leave one by one
             batches.leave = lambda: stop(start)
         if leader:
@@ -184,11 +173,7 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
 
         def device_batches():
             try:
-                for number, batch in enumerate(batches):
-                    if number == 0:  # all have compiled, opened their logs and read their rows
-                        parallel.meet(f"begin/{folder}")
-                    split = {k: x.reshape(c.accumulate, -1, *x.shape[1:]) for k, x in batch.items()}
-                    yield parallel.put_batch(split, e.mesh, c.parallel)
+                yield from to_devices
             except Exception as error:
                 if e.cluster.processes > 1:  # the others cannot save without this one, nor know
                     raise
@@ -209,6 +194,7 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
                 checkpoint=lambda now: checkpoint.save(manager, now, newest.get("knn_top1")),
                 stop=stop,
             ),
+            at_once=c.steps_at_once,
         )
         if failed:
             checkpoint.save_last(manager, state)
@@ -219,6 +205,82 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
         if done == total:
             monitor(state)
     return state, done, newest.get("knn_top1")
+
+
+def streamed(
+    e: Experiment, start: int, meeting: str
+) -> tuple[loader.Batches, Iterator[dict[str, jax.Array]]]:
+    """Images that are read batch by batch, ahead of the steps.
+
+    Args:
+      e: the run.
+      start: first step.
+      meeting: where the processes wait for each other before the first batch.
+
+    Returns:
+      (what is read, what a step takes: batches on the devices).
+    """
+    c = e.config
+    batches = loader.batches(
+        e.train,
+        seed=c.seed,
+        batch=c.batch,
+        accumulate=c.accumulate,
+        start=start,
+        stop=e.run.total_steps,
+        process=e.cluster.process,
+        processes=e.cluster.processes,
+        threads=c.data.threads,
+        ahead=c.data.ahead,
+        patience=c.data.patience,
+    )
+
+    def to_devices():
+        for number, batch in enumerate(batches):
+            if number == 0:  # all have compiled, opened their logs and read their rows
+                parallel.meet(meeting)
+            split = {k: x.reshape(c.accumulate, -1, *x.shape[1:]) for k, x in batch.items()}
+            yield parallel.put_batch(split, e.mesh, c.parallel)
+
+    return batches, to_devices()
+
+
+def kept(
+    e: Experiment, start: int, meeting: str
+) -> tuple[loader.Batches, Iterator[tuple[dict[str, jax.Array], jax.Array]]]:
+    """Images that are read once and stay on the devices.
+
+    Args:
+      e, start, meeting: as for `streamed`.
+
+    Returns:
+      (what is read, what a call takes: (all images, rows of its steps) on the devices).
+    """
+    c = e.config
+    pieces = resident.pieces(
+        e.train, threads=c.data.threads, ahead=c.data.ahead, patience=c.data.patience
+    )
+
+    def to_devices():
+        images = resident.collect(e.train, pieces)
+        if images is None:
+            return
+        images = parallel.put_whole(images, e.mesh)
+        parallel.meet(meeting)
+        for rows in resident.calls(
+            e.train.examples,
+            seed=c.seed,
+            batch=c.batch,
+            accumulate=c.accumulate,
+            start=start,
+            stop=e.run.total_steps,
+            at_once=c.steps_at_once,
+            process=e.cluster.process,
+            processes=e.cluster.processes,
+        ):
+            yield images, parallel.put_batch(rows, e.mesh, c.parallel)
+
+    return pieces, to_devices()
 
 
 def too_many_bad(bad: Mapping[int, str], done: int, row: int, manager) -> str:

@@ -2,17 +2,19 @@
 
 import collections
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from ssl_jax.data import stall
 from ssl_jax.train import health
 
-# Steps that may be queued on the device. The host waits for the oldest, so it never runs far
-# ahead (each queued step holds a batch in device memory), and the device always has the next one.
+# Calls of the compiled program (of a step, or of several) that may be queued on the device. The
+# host waits for the oldest, so it never runs far ahead (each queued call holds a batch in device
+# memory), and the device always has the next one.
 # No process of several can be further ahead of another than this: stopping.py builds on it.
 IN_FLIGHT = 2
 
@@ -29,7 +31,7 @@ class Hooks(NamedTuple):
         the steps skipped since the log before, and what was not finite.
       monitor: (state) -> None.
       checkpoint: (state) -> None; must copy what it needs before it returns.
-      stop: (steps done) -> bool, asked after every step but the last: True leaves the loop.
+      stop: (steps done) -> bool, asked after every call but the last: True leaves the loop.
     """
 
     log: Callable[[int, dict[str, float]], None]
@@ -40,7 +42,7 @@ class Hooks(NamedTuple):
 
 
 class Every(NamedTuple):
-    """Steps between two calls of a hook; 0: never before the end."""
+    """Steps between two calls of a hook, multiples of `at_once`; 0: never before the end."""
 
     log: int
     monitor: int
@@ -57,17 +59,21 @@ def train(
     rows: int,
     every: Every,
     hooks: Hooks,
+    at_once: int = 1,
 ) -> tuple[Any, int]:
     """Runs the steps start … stop − 1.
 
     Args:
-      step: compiled (state, batch) -> (state, metrics), see `make_step`; donates the state.
+      step: compiled (state, batch) -> (state, metrics), see `make_step`; donates the state. Or
+        several steps, see `make_steps`: metrics have one value of each.
       state: the state before step `start`.
-      batches: device batches, the first for step `start`; training ends where they do.
+      batches: what `step` takes, call after call, the first for step `start`; training ends where
+        they do.
       start, stop: steps done before and after.
       rows: images of a step over all devices, for images_per_second.
       every: when the hooks are called; log also after the last step.
       hooks: what is called.
+      at_once: steps of a call; the last call makes those that are left.
 
     Returns:
       (state, steps done): fewer than `stop` where hooks.stop asked for it or the batches ended.
@@ -76,7 +82,7 @@ def train(
     watcher = ThreadPoolExecutor(1, "ssl_jax_watcher")
     waited = 0.0  # seconds that the device lacked a batch, since the log before
     looked = saved = 0.0  # seconds in the hooks monitor and checkpoint, since the log before
-    recent = []  # (step, loss, gradient norm) of the steps since the last log, on the device
+    recent = []  # (last step, losses, gradient norms) of calls since the last log, on the device
     skipped = int(jax.device_get(state.skipped))  # in all, at the last log
     logged = None  # (step, metrics on their way to the host, what is measured here, recent)
     clock, clock_step = time.perf_counter(), start
@@ -85,21 +91,21 @@ def train(
         nonlocal skipped
         if logged is not None:
             done, metrics, measured, steps = logged
-            values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+            values = {k: float(np.ravel(v)[-1]) for k, v in jax.device_get(metrics).items()}
             if values["skipped"] > skipped:
                 skipped = values["skipped"]
-                hooks.bad(health.bad(jax.device_get(steps)))
+                hooks.bad(health.bad(_each(jax.device_get(steps))))
             hooks.log(done, {**values, **measured})
 
     done = start
-    for done in range(start + 1, stop + 1):
+    for first in range(start, stop, at_once):
         asked = time.perf_counter()
         batch = next(batches, None)
         if batch is None:
-            done -= 1
             break
         waited += stall.stalled(asked, time.perf_counter(), _end(in_flight))
         state, metrics = step(state, batch)
+        done = min(first + at_once, stop)
         in_flight.append(watcher.submit(_finish, metrics))
         recent.append((done, metrics["loss"], metrics["gradient_norm"]))
         if len(in_flight) > IN_FLIGHT:
@@ -138,8 +144,16 @@ def train(
     return state, done
 
 
+def _each(calls: Iterable[tuple[int, Any, Any]]) -> Iterator[tuple[int, float, float]]:
+    """(last step, losses, gradient norms) of calls -> (step, loss, norm) of each of their steps."""
+    for last, losses, norms in calls:
+        pairs = list(zip(np.ravel(losses), np.ravel(norms), strict=True))
+        for step, (loss, norm) in enumerate(pairs, last - len(pairs) + 1):
+            yield step, loss, norm
+
+
 def _finish(metrics) -> float:
-    """Waits for the end of a step; the clock then."""
+    """Waits for the end of a call; the clock then."""
     jax.block_until_ready(metrics)
     return time.perf_counter()
 

@@ -14,6 +14,9 @@ store and the barrier of JAX's coordination service, and a step costs nothing:
    meets the others at a barrier. There the first process is let go, and takes step s + 1.
 3. The loop waits for step d − IN_FLIGHT before it is done with step d, and no step ends on one
    process before all have begun it. So who is done with step s + 1 + IN_FLIGHT knows the key.
+
+Where a call of the compiled program makes k steps, all of this is true of calls: the loop asks
+after each of them, and the step to stop after is s + k (1 + IN_FLIGHT).
 """
 
 import contextlib
@@ -34,22 +37,25 @@ _MEET_MS = 600_000  # the others may be in a monitor, a save, a slow read
 
 
 @contextlib.contextmanager
-def requested(cluster: host.Cluster, name: str) -> Iterator[Callable[[int], bool]]:
+def requested(
+    cluster: host.Cluster, name: str, at_once: int = 1
+) -> Iterator[Callable[[int], bool]]:
     """Within it, SIGTERM and Ctrl-C are noted instead of obeyed; a second one is obeyed at once.
 
     Args:
       cluster: the processes of the run.
       name: of the training, the same on every process and another for the next one.
+      at_once: steps of a call, as for `loop.train`.
 
     Yields:
-      stop(done) -> bool, to be asked after every step but the last: whether to leave after it.
+      stop(done) -> bool, to be asked after every call but the last: whether to leave after it.
       True at the same step on every process.
     """
     with noted() as asked:
         if cluster.processes == 1:
             yield lambda done: asked.is_set()
         else:
-            with agreement(asked, name) as stop:
+            with agreement(asked, name, at_once) as stop:
                 yield stop
 
 
@@ -76,12 +82,14 @@ def noted() -> Iterator[threading.Event]:
 
 
 @contextlib.contextmanager
-def agreement(asked: threading.Event, name: str) -> Iterator[Callable[[int], bool]]:
+def agreement(
+    asked: threading.Event, name: str, at_once: int = 1
+) -> Iterator[Callable[[int], bool]]:
     """The step that all processes leave after; see the top of this file.
 
     Args:
       asked: set where this process was asked to stop.
-      name: as for `requested`.
+      name, at_once: as for `requested`.
 
     Yields:
       stop(done) -> bool, as for `requested`.
@@ -106,7 +114,7 @@ def agreement(asked: threading.Event, name: str) -> Iterator[Callable[[int], boo
     def stop(done):
         if asked.is_set() and not met.is_set():
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was asked before
-                client.key_value_set(key, str(done + 1 + IN_FLIGHT))
+                client.key_value_set(key, str(done + at_once * (1 + IN_FLIGHT)))
             met.wait()
         return bool(last) and done >= last[0]
 
