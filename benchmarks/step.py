@@ -13,13 +13,28 @@ torch.compile besides. The batch is on the device before the clock starts, as ui
 
 Every measurement is a process of its own, torch and JAX never in one, and the two take turns. A
 process gives the median of its steps, after two that are not timed. Both say how many parameters
-they learn; should the numbers differ, it is an error.
+they learn; should the numbers differ, it is an error. A measurement that fails or takes too long
+is said and costs only itself.
+
+On a GPU both multiply float32 in TF32 where they ask for no more (XLA's default; of the peer
+`set_float32_matmul_precision` and cuDNN's), the network itself in bfloat16. Memory is the most that
+the allocator had given out, the peer's after its warm-up, in which cuDNN tries algorithms; ours
+counts those tries the first time a program is compiled, so `program` in the JSON has what XLA plans
+for the step itself.
+
+--largest: the config's batch and its double run, the line through their memory says which further
+doubling should fit, and that one runs. What is said to fit has run.
+
+python -m benchmarks.gpu does all that a GPU is asked for at once.
 """
 
 import argparse
 import json
+import math
 import os
 import pathlib
+import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -30,8 +45,14 @@ ON = {
     "cpu": ("vit_tiny", "resnet18"),
     "gpu": ("simclr_resnet50", "moco_v2_resnet50", "dino_vit_s16", "mae_vit_b16", "resnet18_32px"),
 }
-# Dense bfloat16, FLOP/s, without sparsity (NVIDIA's data sheets, SXM).
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+# Dense bfloat16 without sparsity, FLOP/s, and memory, bytes/s, by the end of the device's name.
+# NVIDIA's data sheets: H100 (SXM5), H200 (SXM), A100 (SXM4, 80 and 40 GB).
+PEAKS = {
+    "NVIDIA H100 80GB HBM3": (989e12, 3.35e12),
+    "NVIDIA H200": (989e12, 4.8e12),
+    "NVIDIA A100-SXM4-80GB": (312e12, 2.039e12),
+    "NVIDIA A100-SXM4-40GB": (312e12, 1.555e12),
+}
 
 
 def config(case: str, batch: int | None, tiny: bool):
@@ -105,22 +126,92 @@ def config(case: str, batch: int | None, tiny: bool):
     return c
 
 
-def measure(c, steps: int, gpu: bool) -> dict:
+def peak_of(device: str) -> tuple[float, float] | None:
+    """(FLOP/s in bfloat16, bytes/s) by the data sheet of a device; None: not in the table."""
+    return next((peak for name, peak in PEAKS.items() if device.endswith(name)), None)
+
+
+def flops(jaxpr, platform: str, scope: str = "") -> int:
+    """FLOP of the matrix products and convolutions of a program, on all devices together.
+
+    2 for every product of two elements that exist: what padding and dilation put between them
+    counts as nothing. Loops count as often as they run, where that is known. (XLA's own count is
+    no use here: on a GPU it is not to be had before compilation, and afterwards what runs in
+    libraries counts as nothing; and it takes every loop for one turn.)
+
+    Args:
+      jaxpr: of `jax.make_jaxpr`, or the jaxpr of a traced function.
+      platform: 'cpu' or 'cuda': whose branch of lax.platform_dependent runs. Of another condition
+        the dearest branch counts.
+      scope: only what lies in this jax.named_scope; '': all.
+    """
+    total = 0
+    for eqn in jaxpr.eqns:
+        name, p = eqn.primitive.name, eqn.params
+        outside = scope and scope not in re.split(r"[/()]", str(eqn.source_info.name_stack))
+        subs = [x for x in _leaves(p) if hasattr(x, "eqns")]
+        counts = [flops(x, platform, scope if outside else "") for x in subs]
+        if name == "cond":
+            of = p.get("branches_platforms")
+            mine = of and next(i for i, names in enumerate(of) if not names or platform in names)
+            total += max(counts) if of is None else counts[mine]
+        elif subs:
+            times = p["length"] if name == "scan" else 1
+            times *= p["mesh"].size if name == "shard_map" else 1
+            total += times * sum(counts)
+        elif not outside and name == "dot_general":
+            (contracted, _), _ = p["dimension_numbers"]
+            terms = math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+            total += 2 * terms * eqn.outvars[0].aval.size
+        elif not outside and name == "conv_general_dilated":
+            total += _convolution_flops(eqn)
+    return total
+
+
+def _leaves(x) -> list:
+    """All that is in dictionaries, tuples and lists."""
+    if isinstance(x, dict):
+        x = list(x.values())
+    return [y for part in x for y in _leaves(part)] if isinstance(x, list | tuple) else [x]
+
+
+def _convolution_flops(eqn) -> int:
+    """2 · rows · channels out · channels in of a group · pairs of an output and an input place."""
+    p, (lhs, rhs) = eqn.params, (v.aval.shape for v in eqn.invars)
+    of, out = p["dimension_numbers"], eqn.outvars[0].aval.shape
+    total = 2 * out[of.out_spec[0]] * out[of.out_spec[1]] * rhs[of.rhs_spec[1]]
+    for i in range(len(of.lhs_spec) - 2):
+        n, k, o = (spec[2 + i] for spec in (of.lhs_spec, of.rhs_spec, of.out_spec))
+        n, k, o = lhs[n], rhs[k], out[o]
+        holes, step = p["lhs_dilation"][i], p["window_strides"][i]
+        start = range(-p["padding"][i][0], step * o - p["padding"][i][0], step)
+        taps = range(0, k * p["rhs_dilation"][i], p["rhs_dilation"][i])
+        total *= sum(
+            (a + t) % holes == 0 and 0 <= (a + t) // holes < n for a in start for t in taps
+        )
+    return total
+
+
+def measure(c, steps: int, each: int, gpu: bool) -> dict:
     """Our step on a fixed batch, in this process.
 
     Args:
       c: config.
-      steps: that are timed.
+      steps: how often the clock is looked at.
+      each: steps between two looks.
       gpu: there must be one.
 
     Returns:
       {'seconds': of a step, 'cpu': seconds of it on all cores, 'views': of its augmentation alone,
-      'parameters', 'memory': bytes at the peak (of the device; of the process on CPU), 'flops': of
-      a step, 'loss', 'device', 'versions'}.
+      'parameters', 'memory': bytes at the peak (of the device; of the process on CPU), 'program':
+      bytes that XLA plans for the step, 'limit': bytes there are for it, or None, 'flops': of a
+      step (`flops`), 'started': seconds from the first import to a traced program, 'compiled':
+      seconds of compiling it, 'loss', 'device', 'versions'}.
 
     Raises:
       SystemExit: there is no GPU.
     """
+    start = time.perf_counter()
     from ssl_jax import host
 
     host.keep_memory_pages()
@@ -141,10 +232,13 @@ def measure(c, steps: int, gpu: bool) -> dict:
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     rows = e.train.read(np.arange(c.batch))
     batch = parallel.put_batch({k: x[None] for k, x in rows.items()}, e.mesh, c.parallel)
-    lowered = e.step.lower(state, batch)
-    # Of the program as it is written: after XLA's passes, what runs in libraries counts as nothing.
-    flops = (lowered.cost_analysis() or {}).get("flops")
+    traced = e.step.trace(state, batch)
+    count = flops(traced.jaxpr, "cpu" if jax.default_backend() == "cpu" else "cuda")
+    lowered = traced.lower()
+    started = time.perf_counter() - start
     step = lowered.compile()
+    compiled = time.perf_counter() - start - started
+    plan = step.memory_analysis()
 
     def draw(key, rows):
         zero = jnp.zeros((), jnp.int32)
@@ -154,7 +248,6 @@ def measure(c, steps: int, gpu: bool) -> dict:
     specs = {"in_specs": (P(), P(None, parallel.AXIS)), "out_specs": P(parallel.AXIS)}
     draw = jax.jit(jax.shard_map(draw, mesh=e.mesh, check_vma=False, **specs))
     key = jax.random.key(0)
-    each = 1 if jax.default_backend() == "cpu" else 10  # steps between two looks at the clock
 
     def timed(f):
         """Seconds of f() -> what to wait for: the median, and the mean of CPU time."""
@@ -179,14 +272,22 @@ def measure(c, steps: int, gpu: bool) -> dict:
 
     seconds, cpu = timed(once)
     device = jax.devices()[0]
-    memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    stats = device.memory_stats() or {}
     return {
         "seconds": seconds,
         "cpu": cpu,
         "views": timed(lambda: draw(key, batch))[0],
         "parameters": parameters,
-        "memory": memory or peak_of_process(),
-        "flops": flops,
+        "memory": stats.get("peak_bytes_in_use") or peak_of_process(),
+        "program": plan
+        and plan.argument_size_in_bytes
+        + plan.output_size_in_bytes
+        - plan.alias_size_in_bytes
+        + plan.temp_size_in_bytes,
+        "limit": stats.get("bytes_limit"),
+        "flops": count,
+        "started": started,
+        "compiled": compiled,
         "loss": float(metrics["loss"]),
         "device": f"{jax.device_count()} × {device.device_kind}",
         "versions": {m.__name__: m.__version__ for m in (jax, flax, optax)},
@@ -199,45 +300,128 @@ def peak_of_process() -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
-def launch(peer: str, text: str, a: argparse.Namespace) -> dict | None:
-    """One measurement in a process of its own; None, and its last lines shown, if it fails.
+def launch(module: str, text: str, arguments: list[str], device: str, limit: float) -> dict:
+    """One measurement in a process of its own.
+
+    Args:
+      module: 'benchmarks.step', say; reads the config, prints JSON as its last line.
+      text: JSON of the config.
+      arguments: of the module.
+      device: of ON.
+      limit: seconds after which it is ended.
+
+    Returns:
+      what it printed, with 'process': its seconds; or {'failed': why}, 'out of memory' among them.
+    """
+    command = [sys.executable, "-m", module, "--measure", "--device", device, *arguments]
+    environment = dict(os.environ)
+    if device == "cpu":
+        environment["JAX_PLATFORMS"] = "cpu"
+    else:  # as much of the card as the peer may have
+        environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    start = time.perf_counter()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(text, timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with what it started: torch's compilers
+            process.communicate()
+            return {"failed": f"not done after {limit:.0f} s"}
+    if process.returncode:
+        if re.search(r"RESOURCE_EXHAUSTED|[Oo]ut of memory|OutOfMemory|MemoryError", err):
+            return {"failed": "out of memory"}
+        last = "\n".join(err.strip().splitlines()[-6:])
+        return {"failed": f"ended with {process.returncode}: {last}"}
+    return json.loads(out.splitlines()[-1]) | {"process": time.perf_counter() - start}
+
+
+def run_peer(peer: str, text: str, a: argparse.Namespace) -> dict:
+    """`launch` for one of PEERS, with the flags device, steps, each, tiny, compile and limit."""
+    arguments = ["--steps", str(a.steps), *(["--tiny"] if a.tiny else [])]
+    arguments += ["--each", str(a.each)] if a.each else []
+    arguments += ["--compile"] if peer == "torch" and a.compile else []
+    module = "benchmarks.step" if peer == "ssl_jax" else "benchmarks.step_torch"
+    return launch(module, text, arguments, a.device, a.limit)
+
+
+def describe(cases: list[str], batch: int | None, tiny: bool) -> dict[str, str]:
+    """JSON of the config of every case, by a process of its own: this one stays without JAX."""
+    command = [sys.executable, "-m", "benchmarks.step", "--describe", "--cases", *cases]
+    command += ["--batch", str(batch)] if batch else []
+    command += ["--tiny"] if tiny else []
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return dict(zip(cases, done.stdout.splitlines(), strict=True))
+
+
+def largest(peer: str, text: str, a: argparse.Namespace) -> dict:
+    """The largest batch that fits, of the config's times powers of two; four processes at most.
+
+    Memory grows by the same bytes with every image, so two batches tell what any other takes.
 
     Args:
       peer: of PEERS.
       text: JSON of the config.
-      a: flags: device, steps, tiny, compile.
+      a: flags as for `run_peer`; gib: GiB that there are, or None: as the device says.
+
+    Returns:
+      {'batch': the largest that ran, 0 if none did; 'memory': {batch: bytes, or why it failed};
+      'next': bytes that the double would take, by the line; 'limit': bytes there are}.
     """
-    module = "benchmarks.step" if peer == "ssl_jax" else "benchmarks.step_torch"
-    command = [sys.executable, "-m", module, "--measure", "--device", a.device]
-    command += ["--steps", str(a.steps), *(["--tiny"] if a.tiny else [])]
-    command += ["--compile"] if peer == "torch" and a.compile else []
-    environment = dict(os.environ)
-    if a.device == "cpu":
-        environment["JAX_PLATFORMS"] = "cpu"
-    elif peer == "ssl_jax":  # as much of the card as the peer may have
-        environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
-    done = subprocess.run(command, input=text, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        print(*done.stderr.strip().splitlines()[-3:], sep="\n", file=sys.stderr)
-        return None
-    return json.loads(done.stdout.splitlines()[-1])
+    c = json.loads(text)
+    first, memory, limit = c["batch"], {}, a.gib and a.gib * 2**30
 
-
-def largest(peer: str, text: str, a: argparse.Namespace) -> int:
-    """The largest batch that fits: that of the config, doubled until its process fails; 0: none."""
-    c, fits = json.loads(text), 0
-    while launch(peer, json.dumps(c), argparse.Namespace(**{**vars(a), "steps": 1})):
-        fits = c["batch"]
-        c["batch"] *= 2
+    def fits(k):
+        """Runs k times the first batch, with as few steps as there can be."""
+        nonlocal limit
+        c["batch"] = k * first
         c["data"]["examples"] = 100 * c["batch"]
-    return fits
+        run = run_peer(
+            peer, json.dumps(c), argparse.Namespace(**{**vars(a), "steps": 1, "each": 1})
+        )
+        limit = limit or run.get("limit")
+        memory[c["batch"]] = run.get("failed") or run.get("program") or run["memory"]
+        return "failed" not in run and (limit is None or memory[c["batch"]] <= limit)
+
+    def line(k):
+        """Bytes for k times the first batch."""
+        one, two = memory[first], memory[2 * first]
+        return one + (k - 1) * (two - one)
+
+    best, after = 0, None
+    if fits(1):
+        best = 1
+        if fits(2):
+            best = guess = 2
+            grows = limit and line(2) > line(1)
+            while grows and line(2 * guess) <= limit:
+                guess *= 2
+            if guess > 2 and fits(guess):
+                best = guess
+            elif guess > 4 and fits(guess // 2):
+                best = guess // 2
+            # The line errs: XLA saves memory where it is short of it.
+            if best == guess and grows and line(2 * best) <= 1.1 * limit and fits(2 * best):
+                best *= 2
+            after = line(2 * best)
+    return {"batch": best * first, "memory": memory, "next": after, "limit": limit}
 
 
 def table(found: dict[str, dict[str, list[dict]]], batches: dict[str, int]) -> str:
-    """Markdown: a line for each case and peer.
+    """Markdown: a line for each case and peer that was measured.
 
     The ratio is that of the median seconds to the peer's; in brackets the range of the ratios
-    within a round. The augmentation's share is of the medians, too.
+    within a round. The augmentation's share is of the medians, too. 'Of the peak' are the FLOP of
+    `flops`, for both sides those of our program, per second of the device's data sheet.
     """
     median = statistics.median
     lines = [
@@ -246,92 +430,119 @@ def table(found: dict[str, dict[str, list[dict]]], batches: dict[str, int]) -> s
         "|---" * 10 + "|",
     ]
     for case, peers in found.items():
-        flops = next((r[0]["flops"] for r in peers.values() if r[0].get("flops")), None)
+        flops = next((r["flops"] for runs in peers.values() for r in runs if "flops" in r), None)
         for peer, runs in peers.items():
+            if not runs:
+                continue
             seconds, views = ([r[k] for r in runs] for k in ("seconds", "views"))
             ratio = ""
             if base := peers.get("torch"):
-                ratios = [r["seconds"] / b["seconds"] for r, b in zip(runs, base, strict=True)]
+                ratios = [r["seconds"] / b["seconds"] for r, b in zip(runs, base, strict=False)]
                 ratio = median(seconds) / median(b["seconds"] for b in base)
                 ratio = f"× {ratio:.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
-            peak = next((p for k, p in PEAKS.items() if k in runs[0]["device"]), None)
-            share = f"{100 * flops / median(seconds) / peak:.0f} %" if flops and peak else ""
+            peak = peak_of(runs[0]["device"]) if case in ON["gpu"] else None
+            share = f"{100 * flops / median(seconds) / peak[0]:.0f} %" if flops and peak else ""
             lines.append(
                 f"| {case} | {peer} | {1e3 * median(seconds):,.1f} ({1e3 * min(seconds):,.1f} … "
                 f"{1e3 * max(seconds):,.1f}) | {batches[case] / median(seconds):,.0f} | {ratio} "
                 f"| {1e3 * median(r['cpu'] for r in runs):,.1f} | {1e3 * median(views):,.1f} "
                 f"| {100 * median(views) / median(seconds):.1f} % "
-                f"| {max(r['memory'] for r in runs) / 2**30:.2f} | {share} |"
+                f"| {median(r['memory'] for r in runs) / 2**30:.2f} | {share} |"
             )
     return "\n".join(lines)
 
 
+def largest_table(fits: dict[str, dict[str, dict]]) -> str:
+    """Markdown: a line for each case and peer, from `largest`."""
+    lines = [
+        "| case | | largest batch that ran | GiB it takes | GiB the double would | of GiB |",
+        "|---" * 6 + "|",
+    ]
+    for case, peers in fits.items():
+        for peer, r in peers.items():
+            memory = {int(batch): m for batch, m in r["memory"].items()}  # keys of JSON are text
+            numbers = (memory.get(r["batch"]), r["next"], r["limit"])
+            cells = [f"{n / 2**30:.1f}" if n else "" for n in numbers]
+            lines.append(f"| {case} | {peer} | {r['batch']:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Runs the two in turn, prints the table, writes JSON."""
+    """Runs the two in turn, prints the table, writes JSON after every measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=ON, default="cpu")
     parser.add_argument("--cases", nargs="+", choices=ON["cpu"] + ON["gpu"], help="default: all")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--batch", type=int, help="images of a step, instead of the case's")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="timed in a measurement")
+    parser.add_argument("--steps", type=int, default=3, help="looks at the clock in a measurement")
+    parser.add_argument("--each", type=int, help="steps between two; default 1, on a GPU 10")
+    parser.add_argument("--limit", type=float, default=3600, help="seconds for a measurement")
     parser.add_argument("--compile", action="store_true", help="torch.compile on CPU as well")
     parser.add_argument("--largest", action="store_true", help="also the largest batch that fits")
+    parser.add_argument("--gib", type=float, help="memory for --largest; on a GPU all there is")
     parser.add_argument("--tiny", action="store_true", help="sizes that only try the harness")
     parser.add_argument("--out", type=pathlib.Path, help="JSON of every measurement")
-    parser.add_argument("--describe", action="store_true", help="print a case's config")
+    parser.add_argument("--describe", action="store_true", help="print the configs of cases")
     parser.add_argument("--measure", action="store_true", help="ours, once, in this process")
     a = parser.parse_args()
     if a.describe:
         from ssl_jax import config as configs
 
-        print(configs.to_json(config(a.cases[0], a.batch, a.tiny)))
+        for case in a.cases:
+            print(json.dumps(json.loads(configs.to_json(config(case, a.batch, a.tiny)))))
         return
     if a.measure:
         from ssl_jax import config as configs
 
         c = configs.from_json(sys.stdin.read())
-        print(json.dumps(measure(c, a.steps, a.device == "gpu" and not a.tiny)))
+        each = a.each or (1 if a.device == "cpu" else 10)
+        print(json.dumps(measure(c, a.steps, each, a.device == "gpu" and not a.tiny)))
         return
+    if a.largest and a.gib is None and (a.device == "cpu" or a.tiny):
+        parser.error("--largest on a CPU needs --gib: how much memory it may take")
 
     cases = a.cases or ON[a.device]
-    texts = {}
-    for case in cases:  # by a process of its own: this one stays without JAX
-        command = [sys.executable, "-m", "benchmarks.step", "--describe", "--cases", case]
-        command += ["--batch", str(a.batch)] if a.batch else []
-        command += ["--tiny"] if a.tiny else []
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-        texts[case] = subprocess.run(
-            command, stdout=subprocess.PIPE, text=True, check=True, env=environment
-        ).stdout
+    texts = describe(cases, a.batch, a.tiny)
     batches = {case: json.loads(text)["batch"] for case, text in texts.items()}
     found = {case: {peer: [] for peer in a.peers} for case in cases}
+    failed, fits, versions, devices = {}, {}, {}, {}
+
+    def write():
+        if a.out:
+            asked = {"device": a.device, "tiny": a.tiny, "steps": a.steps, "batch": batches}
+            results = {"versions": versions, "failed": failed, "largest": fits, "cases": found}
+            a.out.write_text(json.dumps({**asked, **results}, indent=1) + "\n")
+
     for _ in range(a.rounds):
         for case, peers in found.items():
             for peer, runs in peers.items():
-                run = launch(peer, texts[case], a)
-                if run is None:
-                    sys.exit(f"{case}: {peer} failed")
+                if f"{case}, {peer}" in failed:
+                    continue
+                run = run_peer(peer, texts[case], a)
+                if "failed" in run:
+                    failed[f"{case}, {peer}"] = run["failed"]
+                    print(f"{case}: {peer}: {run['failed']}", file=sys.stderr)
+                    continue
                 runs.append(run)
-    for case, peers in found.items():
-        counts = {peer: runs[0]["parameters"] for peer, runs in peers.items()}
-        if len(set(counts.values())) > 1:
-            sys.exit(f"{case}: not the same network, the parameters are {counts}")
-    versions = {}
-    for runs in found[cases[0]].values():
-        versions |= runs[0]["versions"]
-        print(f"{runs[0]['device']}")
+                versions |= run["versions"]
+                devices[peer] = run["device"]
+                counts = {peer: runs[0]["parameters"] for peer, runs in peers.items() if runs}
+                if len(set(counts.values())) > 1:
+                    sys.exit(f"{case}: not the same network, the parameters are {counts}")
+                write()
+    print(*(f"{peer}: {device}" for peer, device in devices.items()), sep="\n")
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
     print(f"batch {batches}; median of {a.rounds} rounds of {a.steps} steps\n")
     print(table(found, batches))
-    fits = {}
     if a.largest:
-        fits = {k: {peer: largest(peer, texts[k], a) for peer in a.peers} for k in cases}
-        print(f"\nlargest batch, by doubling: {fits}")
-    if a.out:
-        asked = {"device": a.device, "tiny": a.tiny, "steps": a.steps, "batch": batches}
-        found = {"versions": versions, "largest": fits, "cases": found}
-        a.out.write_text(json.dumps({**asked, **found}, indent=1) + "\n")
+        for case in cases:
+            fits[case] = {peer: largest(peer, texts[case], a) for peer in a.peers}
+            write()
+        print(f"\n{largest_table(fits)}")
+    write()
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

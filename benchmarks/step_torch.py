@@ -413,20 +413,24 @@ def optimizer(fields: dict[str, Any], params: list[nn.Parameter]) -> torch.optim
     return torch.optim.AdamW(groups, rate, betas=tuple(fields["betas"]), fused=True)
 
 
-def measure(c: dict[str, Any], steps: int, device: str, compiled: bool) -> dict:
+def measure(c: dict[str, Any], steps: int, each: int, device: str, compiled: bool) -> dict:
     """The peer's step on a fixed batch; as benchmarks.step.measure.
 
     Args:
       c: config.
-      steps: that are timed.
+      steps: how often the clock is looked at.
+      each: steps between two looks.
       device: 'cpu' or 'cuda'.
       compiled: by torch.compile.
     """
+    began = time.perf_counter()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(c["seed"])
     if device == "cuda":
         torch.backends.cudnn.benchmark = True
+        # TF32 for float32 (kornia's views, the losses), as XLA does where nothing else is asked.
         torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
     # On CPU kornia's slices are the faster crop, on a GPU a loop over images is none.
     method = METHODS[c["method"]["name"]](c, "slice" if device == "cpu" else "resample")
     layout = torch.channels_last if c["model"]["name"].startswith("resnet") else None
@@ -462,13 +466,19 @@ def measure(c: dict[str, Any], steps: int, device: str, compiled: bool) -> dict:
         method.after(kept)
         return loss
 
-    each = 1 if device == "cpu" else 10
+    started = time.perf_counter() - began
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    first = time.perf_counter() - began - started  # compiles
 
     def timed(f):
         seconds = []
         for i in range(steps + 2):
             if i == 2:
                 cpu = time.process_time()
+                if device == "cuda":  # what cuDNN took to try algorithms is not the step's
+                    torch.cuda.reset_peak_memory_stats()
             start = time.perf_counter()
             for _ in range(each):
                 out = f()
@@ -481,10 +491,11 @@ def measure(c: dict[str, Any], steps: int, device: str, compiled: bool) -> dict:
     seconds, cpu, loss = timed(step)
     if device == "cuda":
         memory, name = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
+        limit = torch.cuda.mem_get_info()[1]
     else:
         with open("/proc/self/status") as status:
             memory = next(int(x.split()[1]) * 1024 for x in status if x.startswith("VmHWM"))
-        name = f"{torch.get_num_threads()} threads"
+        name, limit = f"{torch.get_num_threads()} threads", None
     if not math.isfinite(loss.item()):
         sys.exit(f"the peer's loss is {loss.item()}")
     return {
@@ -493,6 +504,9 @@ def measure(c: dict[str, Any], steps: int, device: str, compiled: bool) -> dict:
         "views": timed(draw)[0],
         "parameters": sum(p.numel() for p in params),
         "memory": memory,
+        "limit": limit,
+        "started": started,
+        "compiled": first,
         "loss": loss.item(),
         "device": name,
         "versions": {m.__name__: m.__version__ for m in (torch, kornia)},
@@ -505,6 +519,7 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", required=True)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--each", type=int, help="steps between two looks at the clock")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="a GPU need not be there")
     a = parser.parse_args()
@@ -513,7 +528,8 @@ def main() -> None:
         sys.exit("PyTorch finds no GPU here")
     device = "cuda" if a.device == "gpu" and there else "cpu"
     c = json.loads(sys.stdin.read())
-    print(json.dumps(measure(c, a.steps, device, a.compile or device == "cuda")))
+    each = a.each or (1 if a.device == "cpu" else 10)
+    print(json.dumps(measure(c, a.steps, each, device, a.compile or device == "cuda")))
 
 
 if __name__ == "__main__":

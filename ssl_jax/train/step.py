@@ -41,10 +41,13 @@ def make_step(
 
     def micro_step(params, state, batch, ctx):
         """Mean loss and gradient of one micro-batch over all devices. Batch leaves [b, …]."""
-        views = method.views(ctx.key, batch, ctx)
+        # The scopes name the parts of a step in a profile and change nothing.
+        with jax.named_scope("views"):
+            views = method.views(ctx.key, batch, ctx)
 
         def mean_loss(params):
-            loss, (new_state, metrics) = method.loss(params, state, views, ctx)
+            with jax.named_scope("loss"):
+                loss, (new_state, metrics) = method.loss(params, state, views, ctx)
             # The mean inside the differentiated function and again on the gradients: right under
             # shard_map and pmap, also where the loss gathers embeddings of other devices.
             return parallel.pmean(loss, ctx.axis), (new_state, metrics)
@@ -96,6 +99,7 @@ def make_step(
         def leave(metrics):
             return state.state, metrics, False
 
+        @jax.named_scope("update")
         def update(method_state):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
