@@ -411,7 +411,8 @@ def measure(c, steps: int, top: int, gpu: bool, keep: str | None) -> dict:
 
     Returns:
       that of `summarise` with 'untraced': seconds of a step before, 'flops', 'views_flops',
-      'peaks': (FLOP/s, bytes/s) of all devices by the data sheet, 'measured': as measured here, 'device', 'versions', 'batch'.
+      'peaks': (FLOP/s, bytes/s) of all devices by the data sheet, or None, 'measured': as measured
+      here, 'outline': of the trace, 'device', 'versions', 'batch', 'dtype'.
 
     Raises:
       SystemExit: there is no GPU, or the trace has no events of a device.
@@ -537,9 +538,9 @@ def limits(r: dict) -> list[str]:
     lines = [
         f"| limit | of a step | peak ({sheet}) | least time |",
         "|---|---|---|---|",
-        f"| arithmetic | {r['flops'] / 1e12:,.3f} TFLOP | {flops / 1e12:,.2f} TFLOP/s "
+        f"| arithmetic | {r['flops'] / 1e9:,.1f} GFLOP | {flops / 1e12:,.2f} TFLOP/s "
         f"| {1e3 * least['arithmetic']:,.2f} ms |",
-        f"| memory | {r['bytes'] / 1e9:,.2f} GB | {moving / 1e9:,.0f} GB/s "
+        f"| memory | {r['bytes'] / 1e9:,.3f} GB | {moving / 1e9:,.0f} GB/s "
         f"| {1e3 * least['memory']:,.2f} ms |",
         "",
         f"The step takes {r['untraced'] / least[which]:.2f} times the larger, that of {which}.",
