@@ -135,7 +135,8 @@ def flops(jaxpr, platform: str, scope: str = "") -> int:
     """FLOP of the matrix products and convolutions of a program, on all devices together.
 
     2 for every product of two elements that exist: what padding and dilation put between them
-    counts as nothing. Loops count as often as they run, where that is known. (XLA's own count is
+    counts as nothing, nor does what nothing uses. Loops count as often as they run, where that is
+    known. (XLA's own count is
     no use here: on a GPU it is not to be had before compilation, and afterwards what runs in
     libraries counts as nothing; and it takes every loop for one turn.)
 
@@ -146,7 +147,7 @@ def flops(jaxpr, platform: str, scope: str = "") -> int:
       scope: only what lies in this jax.named_scope; '': all.
     """
     total = 0
-    for eqn in jaxpr.eqns:
+    for eqn in _used(getattr(jaxpr, "jaxpr", jaxpr)):
         name, p = eqn.primitive.name, eqn.params
         outside = scope and scope not in re.split(r"[/()]", str(eqn.source_info.name_stack))
         subs = [x for x in _leaves(p) if hasattr(x, "eqns")]
@@ -166,6 +167,16 @@ def flops(jaxpr, platform: str, scope: str = "") -> int:
         elif not outside and name == "conv_general_dilated":
             total += _convolution_flops(eqn)
     return total
+
+
+def _used(jaxpr) -> list:
+    """The equations whose results something uses."""
+    used, live = [], {v for v in jaxpr.outvars if not hasattr(v, "val")}
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.effects or live.intersection(eqn.outvars):
+            used.append(eqn)
+            live |= {v for v in eqn.invars if not hasattr(v, "val")}
+    return used
 
 
 def _leaves(x) -> list:
@@ -390,7 +401,7 @@ def largest(peer: str, text: str, a: argparse.Namespace) -> dict:
         )
         limit = limit or run.get("limit")
         memory[c["batch"]] = run.get("failed") or run.get("program") or run["memory"]
-        return "failed" not in run and (limit is None or memory[c["batch"]] <= limit)
+        return "failed" not in run and (not a.gib or memory[c["batch"]] <= limit)
 
     def line(k):
         """Bytes for k times the first batch."""
