@@ -328,8 +328,8 @@ def launch(module: str, text: str, arguments: list[str], device: str, limit: flo
     environment = dict(os.environ)
     if device == "cpu":
         environment["JAX_PLATFORMS"] = "cpu"
-    else:  # as much of the card as the peer may have
-        environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    elif "XLA_PYTHON_CLIENT_MEM_FRACTION" not in environment:  # the old name; both are an error
+        environment.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95")  # as the peer may have
     start = time.perf_counter()
     pipe = subprocess.PIPE
     with subprocess.Popen(

@@ -428,11 +428,16 @@ def measure(c, steps: int, top: int, gpu: bool, keep: str | None) -> dict:
     if gpu and jax.default_backend() != "gpu":
         sys.exit("JAX finds no GPU here; --device gpu --tiny tries the harness without one")
     e = experiment.assemble(c, host.Cluster(1, 0, 1), None)
+    # Before the trace: CUPTI may leave a context in which nothing runs any more (jax-ml/jax#40260).
+    on_cpu, count = jax.default_backend() == "cpu", jax.device_count()
+    device = f"{count} × {jax.devices()[0].device_kind}"
+    peaks = None if on_cpu else whole.peak_of(device)
+    measured = cpu_peaks() if on_cpu else tuple(count * x for x in gpu_peaks())
     state = e.create(jax.random.key(c.seed))
     rows = e.train.read(np.arange(c.batch))
     batch = parallel.put_batch({k: x[None] for k, x in rows.items()}, e.mesh, c.parallel)
     traced = e.step.trace(state, batch)
-    platform = "cpu" if jax.default_backend() == "cpu" else "cuda"
+    platform = "cpu" if on_cpu else "cuda"
     flops = [whole.flops(traced.jaxpr, platform, scope) for scope in ("", "views")]
     step = traced.lower().compile()
 
@@ -444,6 +449,7 @@ def measure(c, steps: int, top: int, gpu: bool, keep: str | None) -> dict:
 
     run()
     untraced = min(_seconds(run) for _ in range(3)) / steps
+    text = step.as_text()
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -453,17 +459,11 @@ def measure(c, steps: int, top: int, gpu: bool, keep: str | None) -> dict:
             run()
         files = glob.glob(f"{folder}/plugins/profile/*/*.xplane.pb")
         events, outline = read_trace(max(files, key=os.path.getmtime)) if files else ([], [])
-    text = step.as_text()
     if keep:
         (pathlib.Path(folder) / "step.hlo").write_text(text)
     if not events:
         sys.exit("\n".join(["no event of a device is in the trace:", *outline, "nothing to say"]))
     found = summarise(events, text, steps, top)
-    state = batch = None  # room for the arrays of the peaks
-    on_cpu, count = jax.default_backend() == "cpu", jax.device_count()
-    device = f"{count} × {jax.devices()[0].device_kind}"
-    peaks = None if on_cpu else whole.peak_of(device)
-    measured = cpu_peaks() if on_cpu else tuple(count * x for x in gpu_peaks())
     return found | {
         "untraced": untraced,
         "flops": flops[0],
