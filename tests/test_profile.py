@@ -157,6 +157,35 @@ def test_the_time_of_a_step_is_divided_without_remainder():
     assert r["bytes"] == (4 * 224 + 4 * 96 + 4 * 64 + 4) / 2
 
 
+def test_a_trace_of_a_gpu_is_read_by_its_streams(tmp_path):
+    from jax.profiler import ProfileData
+
+    space = """planes {
+      name: "/device:GPU:0"
+      lines {
+        id: 13 name: "Stream #13(Compute,MemcpyD2D)" timestamp_ns: 1000
+        events { metadata_id: 1 duration_ps: 2000000 stats { metadata_id: 1 ref_value: 3 } }
+        events { metadata_id: 2 offset_ps: 3000000 duration_ps: 1000000 }
+      }
+      lines {
+        id: 14 name: "XLA Ops" timestamp_ns: 1000
+        events { metadata_id: 1 duration_ps: 2000000 stats { metadata_id: 1 ref_value: 3 } }
+      }
+      event_metadata { key: 1 value { id: 1 name: "gemm_fusion_dot_1" } }
+      event_metadata { key: 2 value { id: 2 name: "MemcpyD2D" } }
+      stat_metadata { key: 1 value { id: 1 name: "hlo_op" } }
+      stat_metadata { key: 3 value { id: 3 name: "dot_fusion" } }
+    }"""
+    file = tmp_path / "x.xplane.pb"
+    file.write_bytes(ProfileData.text_proto_to_serialized_xspace(space))
+    events, outline = step_profile.read_trace(str(file))
+    assert events == [
+        ("/device:GPU:0", 1000, 3000, "dot_fusion", "gemm_fusion_dot_1"),
+        ("/device:GPU:0", 4000, 5000, "", "MemcpyD2D"),
+    ]
+    assert len(outline) == 2  # the line that repeats the streams is named, and not read
+
+
 def test_limits_and_the_distance_to_them():
     r = {"flops": 989e9, "bytes": 6.7e9, "untraced": 3e-3, "measured": (500e12, 3e12)}
     text = "\n".join(step_profile.limits(r | {"peaks": step.peak_of("1 × NVIDIA H100 80GB HBM3")}))
