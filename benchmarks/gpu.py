@@ -58,13 +58,14 @@ def plan(cases: list[str], peers: list[str], parts: list[str]) -> list[tuple[str
     return [one for one in todo if one[0] in parts]
 
 
-def one(part: str, text: str, peer: str, a: argparse.Namespace, limit: float) -> dict:
-    """A measurement of `plan`; {'failed': why} if it came to nothing."""
+def one(part: str, text: str, peer: str, a: argparse.Namespace, remaining: float) -> dict:
+    """A measurement of `plan` in the remaining seconds; {'failed': why} if it came to nothing."""
+    share = 4 if part == "largest" else 1  # that is four processes
+    limit = min(a.most, remaining / share)
     a = argparse.Namespace(**vars(a), limit=limit, device="gpu", compile=False, keep=None)
     if part == "profile":
         return step_profile.run_case(text, argparse.Namespace(**{**vars(a), "steps": None}))
-    if part == "largest":  # several processes within the one limit
-        a.limit = limit / 3
+    if part == "largest":
         return step.largest(peer, text, a)
     if part == "remat":
         c = json.loads(text)
@@ -106,7 +107,7 @@ def remat_table(done: list[dict]) -> str:
 def spent(done: list[dict]) -> str:
     """Markdown: seconds of every measurement, in starting, compiling and the rest."""
     lines = [
-        "| part | case | | seconds | until the program is traced | compiling |",
+        "| part | case | | seconds | preparing, without imports | compiling |",
         "|---" * 6 + "|",
     ]
     for d in done:
@@ -195,7 +196,7 @@ def main() -> None:
                 continue
             began = time.monotonic()
             try:
-                result = one(part, texts[case], peer, a, min(a.most, remaining))
+                result = one(part, texts[case], peer, a, remaining)
             except Exception as error:  # a measurement costs only itself, whatever it printed
                 result = {"failed": f"{type(error).__name__}: {error}"}
             took = time.monotonic() - began
