@@ -19,7 +19,8 @@ them. On a CPU they are measured: numpy's product of float32 matrices of 1024²,
 CUDA graphs are off in a profile (`--xla_gpu_enable_command_buffer=`): kernels in them lose the name
 of their operation (openxla/xprof#3070). benchmarks.step has them as they are.
 On a CPU a device is a thread or more, and what XLA's convolutions leave to other threads is not
-traced: there 'idle' is waiting for them and for the other device, too.
+traced: there 'idle' is waiting for them, too, and a collective includes waiting for the other
+devices.
 """
 
 import argparse
@@ -279,6 +280,16 @@ def divide(events: list[Event]) -> tuple[list[float], float, float]:
     return shares, idle, last - edges[0][0]
 
 
+def gaps(events: list[Event]) -> dict[tuple[str, str], float]:
+    """Nanoseconds in which one device had nothing to do, by the operations before and after."""
+    found, last = collections.defaultdict(float), None
+    for e in sorted(events, key=lambda e: e.start):
+        if last and e.start > last.end:
+            found[last.operation or last.kernel, e.operation or e.kernel] += e.start - last.end
+        last = e if last is None or e.end > last.end else last
+    return found
+
+
 def summarise(events: list[Event], text: str, steps: int, top: int) -> dict:
     """What the time of a step goes to.
 
@@ -292,7 +303,7 @@ def summarise(events: list[Event], text: str, steps: int, top: int) -> dict:
       seconds of one step, the mean of the devices: {'seconds': from the first to the last event,
       'kinds': {kind: {phase: seconds}}, 'idle', 'named': share of the busy time whose operation is
       known, 'bytes': of all devices, 'top': [{operation, kind, source, type, seconds, times,
-      bytes}]}.
+      bytes}], 'gaps': the five longest, [{after, before, seconds}]}.
     """
     operations, computations = parse(text)
     # A kernel without an operation may bear its name: dots and dashes are underscores there.
@@ -307,11 +318,13 @@ def summarise(events: list[Event], text: str, steps: int, top: int) -> dict:
     devices = sorted({e.device for e in events})
     kinds = collections.defaultdict(lambda: collections.defaultdict(float))
     seconds, times, idle, window = collections.defaultdict(float), collections.Counter(), 0.0, 0.0
-    known = {}
+    known, between = {}, collections.defaultdict(float)
     for device in devices:
         mine = [e for e in events if e.device == device]
-        shares, gaps, span = divide(mine)
-        idle, window = idle + gaps, window + span
+        shares, nothing, span = divide(mine)
+        idle, window = idle + nothing, window + span
+        for pair, time_ in gaps(mine).items():
+            between[pair] += time_
         for e, share in zip(mine, shares, strict=True):
             key = (e.operation or e.kernel, e.kernel if e.operation not in operations else "")
             if key not in known:
@@ -346,6 +359,10 @@ def summarise(events: list[Event], text: str, steps: int, top: int) -> dict:
         "named": sum(t for key, t in seconds.items() if not key[1]) / busy if busy else 0.0,
         "bytes": sum(moved[key] * times[key] for key in moved) / steps,
         "top": [line(k) for k in sorted(seconds, key=seconds.get, reverse=True)[:top]],
+        "gaps": [
+            {"after": a, "before": b, "seconds": between[a, b] * each}
+            for a, b in sorted(between, key=between.get, reverse=True)[:5]
+        ],
     }
 
 
@@ -502,6 +519,12 @@ def report(case: str, r: dict) -> str:
     lines += [
         f"| idle: no operation on the device | {ms * r['idle']:,.2f} | "
         f"{100 * r['idle'] / r['seconds']:.1f} % | | |",
+        "",
+        "The longest idle times, in ms a step: "
+        + "; ".join(
+            f"{ms * g['seconds']:.2f} between {g['after']} and {g['before']}" for g in r["gaps"]
+        )
+        + ".",
         "",
         "| the longest operations | kind | times | ms | of the step | GB/s | result | in JAX |",
         "|---" * 8 + "|",

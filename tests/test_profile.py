@@ -152,6 +152,8 @@ def test_the_time_of_a_step_is_divided_without_remainder():
     kinds = {kind: sum(by.values()) for kind, by in r["kinds"].items()}
     expected = {"matrix product": 1.5e-3, "augmentation": 0.5e-3, "collective": 1e-3}
     assert kinds == pytest.approx({**expected, "copy, transpose, convert": 0.5e-3})
+    longest = {"after": "dot_fusion", "before": "slice_fusion", "seconds": pytest.approx(1.5e-3)}
+    assert r["gaps"] == [longest]
     assert r["named"] == pytest.approx(5 / 7)
     assert [o["operation"] for o in r["top"]] == ["dot_fusion", "unknown"]
     assert r["bytes"] == (4 * 224 + 4 * 96 + 4 * 64 + 4) / 2
