@@ -328,8 +328,10 @@ def launch(module: str, text: str, arguments: list[str], device: str, limit: flo
     environment = dict(os.environ)
     if device == "cpu":
         environment["JAX_PLATFORMS"] = "cpu"
-    elif "XLA_PYTHON_CLIENT_MEM_FRACTION" not in environment:  # the old name; both are an error
-        environment.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95")  # as the peer may have
+    else:
+        environment.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the peer knows one card
+        if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in environment:  # the old name; both are an error
+            environment.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95")  # the peer may have all
     start = time.perf_counter()
     pipe = subprocess.PIPE
     with subprocess.Popen(
