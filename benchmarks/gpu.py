@@ -6,6 +6,7 @@
 The parts, in this order, as far as the time goes:
 
     steps     one measurement of our step and one of the peer's, then a profile, case by case
+    resident  small images: streamed or in device memory, one step or ten a call
     remat     SimCLR's ResNet-50 and MAE's ViT-B/16 again with config.model.remat: memory and time
     again     two further rounds of the measurements, for the spread
     largest   the largest batch that fits, of ours and the peer
@@ -24,6 +25,7 @@ import argparse
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,7 +33,7 @@ import time
 
 from benchmarks import step, step_profile
 
-PARTS = ("steps", "profile", "remat", "again", "largest")
+PARTS = ("steps", "profile", "resident", "remat", "again", "largest")
 REMAT = ("simclr_resnet50", "mae_vit_b16")
 LEAST = 20  # seconds below which nothing more is started
 
@@ -52,6 +54,7 @@ def plan(cases: list[str], peers: list[str], parts: list[str]) -> list[tuple[str
     for case in cases:
         todo += [("steps", case, peer) for peer in peers]
         todo += [("profile", case, "ssl_jax")]
+    todo += [("resident", case, "ssl_jax") for case in cases if case == "resnet18_32px"]
     todo += [("remat", case, "ssl_jax") for case in cases if case in REMAT]
     todo += [("again", case, peer) for _ in range(2) for case in cases for peer in peers]
     todo += [("largest", case, peer) for case in cases for peer in peers]
@@ -62,6 +65,8 @@ def one(part: str, text: str, peer: str, a: argparse.Namespace, remaining: float
     """A measurement of `plan` in the remaining seconds; {'failed': why} if it came to nothing."""
     share = 4 if part == "largest" else 1  # that is four processes
     limit = min(a.most, remaining / share)
+    if part == "resident":
+        return resident(a.tiny, min(4 * a.most, remaining))  # four processes
     a = argparse.Namespace(**vars(a), limit=limit, device="gpu", compile=False, keep=None)
     if part == "profile":
         return step_profile.run_case(text, argparse.Namespace(**{**vars(a), "steps": None}))
@@ -72,6 +77,30 @@ def one(part: str, text: str, peer: str, a: argparse.Namespace, remaining: float
         c["model"]["remat"] = True
         text = json.dumps(c)
     return step.run_peer(peer, text, a)
+
+
+def resident(tiny: bool, limit: float) -> dict:
+    """benchmarks.resident, one round: {'table': Markdown}."""
+    command = [sys.executable, "-m", "benchmarks.resident", "--rounds", "1"]
+    if tiny:
+        command += ["--examples", "1000", "--batch", "32", "--steps", "20"]
+    else:
+        command += ["--config", "configs/simclr.py:cifar10", "--batch", "1024"]
+        command += ["--examples", "50000", "--dtype", "bfloat16"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with the process that measures
+            process.communicate()
+            return {"failed": f"not done after {limit:.0f} s"}
+    if process.returncode:
+        last = " ".join(err.strip().splitlines()[-6:])
+        return {"failed": f"ended with {process.returncode}: {last}"}
+    return {"table": out}
 
 
 def rounds(done: list[dict]) -> dict[str, dict[str, list[dict]]]:
@@ -140,6 +169,9 @@ def report(found: dict) -> str:
     if found["left"]:
         left = ", ".join(" ".join(x) for x in found["left"])
         text += [f"Left out for want of time: {left}.", ""]
+    for d in done:
+        if d["part"] == "resident" and "failed" not in d["result"]:
+            text += ["## Images in device memory", "", d["result"]["table"], ""]
     if any(d["part"] == "remat" for d in done):
         text += ["## Rematerialisation", "", remat_table(done), ""]
     fits = {}
@@ -203,7 +235,9 @@ def main() -> None:
             done = {"part": part, "case": case, "peer": peer, "seconds": took, "result": result}
             found["done"].append(done)
             said = result.get("failed") or (
-                f"{1e3 * result['seconds']:,.1f} ms" if "seconds" in result else result.get("batch")
+                f"{1e3 * result['seconds']:,.1f} ms"
+                if "seconds" in result
+                else result.get("batch", "done")
             )
             print(f"{part}, {case}, {peer}: {said} ({took:.0f} s)", flush=True)
             for name, content in (("gpu.json", json.dumps(found)), ("gpu.md", report(found))):

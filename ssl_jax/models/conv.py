@@ -190,18 +190,46 @@ def _convolve_fwd(x, kernel, stride, padding):
     return _forward(x, kernel, stride, padding), (x, kernel)
 
 
+def _input_gradient(x, kernel, dy, stride, padding):
+    """XLA's own gradient with respect to the input."""
+    return jax.vjp(lambda x: _forward(x, kernel, stride, padding), x)[1](dy)[0]
+
+
+def _input_gradient_as_forward(x, kernel, dy, stride, padding):
+    """The same as a convolution in the order of the forward one.
+
+    XLA's has the kernel's channels in the other order. On CPU it turns that round in a program's
+    entry alone; inside a loop (micro-batches, pieces of a batch, several steps a call) it leaves
+    its fast path, and the quickstart's step took four times as long.
+    """
+    size = kernel.shape[0]
+    spread = [stride * (n - 1) + 1 for n in dy.shape[1:3]]  # of dy with zeros between its values
+    before = size - 1 - padding
+    after = [n + padding - m for n, m in zip(x.shape[1:3], spread, strict=True)]
+    # [b, oh, ow, o] ⋆ [size, size, o, c] -> [b, h, w, c]
+    return lax.conv_general_dilated(
+        dy,
+        kernel[::-1, ::-1].swapaxes(2, 3),
+        window_strides=(1, 1),
+        padding=((before, after[0]), (before, after[1])),
+        lhs_dilation=(stride, stride),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
 def _convolve_bwd(stride, padding, saved, dy):
     x, kernel = saved
-    dx = jax.vjp(lambda x: _forward(x, kernel, stride, padding), x)[1](dy)[0]
-    static = {"size": kernel.shape[0], "stride": stride, "padding": padding}
+
+    def on_cpu(x, kernel, dy):
+        dx = _input_gradient_as_forward(x, kernel, dy, stride, padding)
+        return dx, _weight_gradient_of_few(x, dy, kernel.shape[0], stride, padding)
+
+    def elsewhere(x, kernel, dy):
+        dx = _input_gradient(x, kernel, dy, stride, padding)
+        return dx, _weight_gradient_by_convolution(x, dy, kernel.shape[0], stride, padding)
+
     # Chosen when the program is lowered, so that one traced step can serve any backend.
-    dkernel = lax.platform_dependent(
-        x,
-        dy,
-        cpu=functools.partial(_weight_gradient_of_few, **static),
-        default=functools.partial(_weight_gradient_by_convolution, **static),
-    )
-    return dx, dkernel
+    return lax.platform_dependent(x, kernel, dy, cpu=on_cpu, default=elsewhere)
 
 
 convolve.defvjp(_convolve_fwd, _convolve_bwd)

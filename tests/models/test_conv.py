@@ -1,6 +1,7 @@
 """The convolution and its gradients against flax's, however it is compiled and mapped."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -134,6 +135,21 @@ def test_only_cpu_takes_a_few_images_at_a_time():
     )
     assert "stablehlo.while" in traced.lower(lowering_platforms=("cpu",)).as_text()
     assert "stablehlo.while" not in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
+def test_all_convolutions_are_in_the_order_that_is_fast_on_cpu_in_a_loop_too():
+    module, _ = both(3, 2)
+    params = module.init(jax.random.key(0), jnp.zeros((4, 8, 8, 3)))["params"]
+
+    def gradients(params, x):
+        return jax.grad(lambda p, x: jnp.sum(module.apply({"params": p}, x) ** 2), (0, 1))(
+            params, x
+        )
+
+    traced = jax.jit(gradients).trace(params, jnp.zeros((4, 8, 8, 3)))
+    text = traced.lower(lowering_platforms=("cpu",)).as_text()
+    orders = re.findall(r"stablehlo.convolution.*dim_numbers = (.*), window", text)
+    assert orders == ["[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"] * 3, orders
 
 
 def test_initial_kernel_is_kaiming_fan_out():
