@@ -97,56 +97,57 @@ def ntxent_metrics(
     if z1.ndim != 2 or z1.shape != z2.shape:
         raise ValueError(f"views of shapes {z1.shape} and {z2.shape}; both must be one [b, d]")
 
-    z1, z2 = normalize(z1), normalize(z2)
-    # Views are stacked on an axis of their own: joined along the rows, the batch would move
-    # between devices where `jit` splits it.
-    anchors = jnp.stack([z1, z2])  # [2, b, d]
-    candidates = jnp.stack(parallel.gather([z1, z2], axis))  # [2, B, d]
-    positive = jnp.sum(z1 * z2, axis=-1)  # [b], the same for both views
-    positives = jnp.stack([positive, positive]) / temperature  # [2, b]
+    b, d = z1.shape
+    # The views of an image are neighbours: joined one behind the other, the batch would move
+    # between devices where `jit` splits it. Two axes, not four: of the logits' gradient both
+    # products below then want the same layout, and nothing N×N is transposed.
+    anchors = jnp.stack([normalize(z1), normalize(z2)], axis=1)  # [b, 2, d]
+    candidates = parallel.gather(anchors, axis).reshape(-1, d)  # [B, 2, d] -> [2B, d]
+    positive = jnp.sum(anchors[:, 0] * anchors[:, 1], axis=-1)  # [b], the same for both views
+    positives = jnp.repeat(positive, 2) / temperature  # [2b]
+    anchors = anchors.reshape(-1, d)  # [2b, d]
 
-    _, b, d = anchors.shape
-    B = candidates.shape[1]
+    B = len(candidates) // 2
     chunk = min(chunk or B, B)
     blocks = -(-B // chunk)
-    # [2, B, d] -> [blocks, 2, chunk, d]; the rows that fill the last block are masked below.
-    candidates = jnp.pad(candidates, ((0, 0), (0, blocks * chunk - B), (0, 0)))
-    candidates = jnp.moveaxis(candidates.reshape(2, blocks, chunk, d), 1, 0)
+    # [2B, d] -> [blocks, 2·chunk, d]; the rows that fill the last block are masked below.
+    candidates = jnp.pad(candidates, ((0, 2 * (blocks * chunk - B)), (0, 0)))
+    candidates = candidates.reshape(blocks, 2 * chunk, d)
     firsts = chunk * jnp.arange(blocks)
-    rows = parallel.rank(axis) * b + jnp.arange(b)  # the anchors' rows in the global batch
+    # The images that the anchors are views of, by their rows in the global batch.
+    images = parallel.rank(axis) * b + jnp.arange(2 * b) // 2
 
     def compare(carry, block):
         """Adds a block's negatives to the sum of exponentials (an online softmax).
 
-        carry: (best float32 [2, b], the highest logit of a negative so far;
-                total float32 [2, b], Σ exp(logit − max(positive, best)) over the negatives so far).
+        carry: (best float32 [2b], the highest logit of a negative so far;
+                total float32 [2b], Σ exp(logit − max(positive, best)) over the negatives so far).
         """
         best, total = carry
-        candidates, first = block  # [2, chunk, d], int32 []
-        logits = jnp.einsum("vbd,wnd->vbwn", anchors, candidates, precision=PRECISION)
-        logits = logits / temperature  # [2, b, 2, chunk]
-        columns = first + jnp.arange(chunk)
-        # One row is the anchor itself in its own view and the positive in the other.
-        negative = (columns != rows[:, None]) & (columns < B)  # [b, chunk]
-        logits = jnp.where(negative[:, None], logits, -jnp.inf)
-        new_best = jnp.maximum(best, lax.stop_gradient(logits).max((2, 3)))
+        candidates, first = block  # [2·chunk, d], int32 []
+        # [2b, d] @ [d, 2·chunk] -> [2b, 2·chunk]
+        logits = jnp.matmul(anchors, candidates.T, precision=PRECISION) / temperature
+        columns = first + jnp.arange(2 * chunk) // 2
+        # Of an anchor's own image one view is the anchor itself and the other its positive.
+        negative = (columns != images[:, None]) & (columns < B)  # [2b, 2·chunk]
+        logits = jnp.where(negative, logits, -jnp.inf)
+        new_best = jnp.maximum(best, lax.stop_gradient(logits).max(1))
         # The shift is a constant to the gradient, as the loss does not depend on it. It is finite
         # although `best` is not before the first negative.
         level = lax.stop_gradient(positives)
         old, new = jnp.maximum(level, best), jnp.maximum(level, new_best)
-        block_total = jnp.exp(logits - new[:, :, None, None]).sum((2, 3))
+        block_total = jnp.exp(logits - new[:, None]).sum(1)
         return (new_best, total * jnp.exp(old - new) + block_total), None
 
-    carry = jnp.full((2, b), -jnp.inf), jnp.zeros((2, b))
-    if blocks == 1:
-        carry, _ = compare(carry, (candidates[0], firsts[0]))
-    else:  # the backward pass compares again rather than keep the logits of all blocks
-        carry, _ = lax.scan(jax.checkpoint(compare, prevent_cse=False), carry, (candidates, firsts))
-    best, total = carry
+    carry = jnp.full(2 * b, -jnp.inf), jnp.zeros(2 * b)
+    # The backward pass compares again rather than keep the logits of all blocks. (Of one block XLA
+    # makes no loop, and does not compare again.)
+    again = jax.checkpoint(compare, prevent_cse=False)
+    (best, total), _ = lax.scan(again, carry, (candidates, firsts))
 
     # −log softmax = shift − positive + log(exp(positive − shift) + total), exact also near 0.
     shift = jnp.maximum(lax.stop_gradient(positives), best)
-    losses = shift - positives + jnp.log1p(jnp.expm1(positives - shift) + total)  # [2, b]
+    losses = shift - positives + jnp.log1p(jnp.expm1(positives - shift) + total)  # [2b]
     metrics = {
         "contrastive_accuracy": jnp.mean((positives - best) * temperature > 1e-6),
         "positive_similarity": jnp.mean(positive),

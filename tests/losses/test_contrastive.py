@@ -197,6 +197,12 @@ def test_chunk_bounds_memory_in_both_passes():
         assert ratio < 2.5
 
 
+def test_all_at_once_holds_the_logits_once():
+    # Its exponentials and their gradient take the place of the logits; a plain N×N form has two.
+    logits = 4 * (2 * 512) ** 2  # bytes
+    assert temporary_bytes(512, None, backward=True) < 1.3 * logits
+
+
 def test_metrics():
     z1, z2 = jnp.eye(4)[:3], jnp.eye(4)[jnp.array([0, 2, 3])]
     # Anchors with the positive nearest: row 0 in both views. Row 1: (e1, e2), row 2: (e2, e3).
