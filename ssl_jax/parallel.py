@@ -19,6 +19,9 @@ from jax.sharding import PartitionSpec as P
 
 AXIS = "batch"
 MODES = ("shard_map", "pmap", "jit")
+# XLA's CPU compiler drops the barriers of `jax.checkpoint` before it schedules: what the backward
+# pass shall compute again is computed early and kept. Without the pass that drops them it is not.
+CPU_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 def pmean(x: Any, axis: str | None) -> Any:
@@ -205,6 +208,7 @@ def compile_step(
     Returns:
       f(state, batch) -> (state, metrics), the batch as `put_batch` lays it.
     """
+    options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
     if mode == "shard_map":
         return jax.jit(
             jax.shard_map(
@@ -215,6 +219,7 @@ def compile_step(
                 check_vma=False,
             ),
             donate_argnums=0,
+            compiler_options=options,
         )
     if mode == "pmap":
         return jax.pmap(
@@ -232,6 +237,7 @@ def compile_step(
             in_shardings=(whole, rows),
             out_shardings=(whole, whole),
             donate_argnums=0,
+            compiler_options=options,
         )
     raise ValueError(f"mode is {mode!r}; known: {', '.join(MODES)}")
 

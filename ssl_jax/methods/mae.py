@@ -31,7 +31,7 @@ def make(config: ConfigDict, run: Run) -> Method:
           encoder_mask_tokens: False (the paper's choice): the encoder sees the visible patches
             alone. True: it sees all, with a mask token in place of the hidden ones (table 1c);
           normalise_pixels: True: the target is each patch with mean 0 and variance 1;
-          decoder: fields of `Decoder`, without `out`;
+          decoder: fields of `Decoder`, without `out`; `model.remat` is the decoder's as well;
         `config.views.image` the augmentation of the image, `config.model` a ViT, whose `pool` says
         what probing reads of it.
       run: not used.
@@ -94,7 +94,11 @@ def networks(config: ConfigDict) -> tuple[ViT, Decoder]:
         raise UserError(f"model.name is {config.model.name!r}; mae hides the patches of a vit")
     values = encoder.patch**2 * config.data.channels
     return encoder, Decoder(
-        out=values, token=encoder.token, dtype=encoder.dtype, **config.method.decoder
+        out=values,
+        token=encoder.token,
+        dtype=encoder.dtype,
+        remat=encoder.remat,
+        **config.method.decoder,
     )
 
 

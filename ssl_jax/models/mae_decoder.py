@@ -27,6 +27,7 @@ class Decoder(nn.Module):
       mlp: hidden width of the blocks' mlp as a multiple of `width`.
       token: a class token comes before the patches.
       dtype: of the computation; the last layer and the parameters are float32.
+      remat: the backward pass computes every block again from its input, which is all it keeps.
       axis: unused (no BatchNorm).
     """
 
@@ -37,6 +38,7 @@ class Decoder(nn.Module):
     mlp: float = 4.0
     token: bool = True
     dtype: Any = jnp.float32
+    remat: bool = False
     axis: str | None = None
 
     @nn.compact
@@ -73,8 +75,9 @@ class Decoder(nn.Module):
             tokens = jnp.concatenate([tokens[:, :first], filled], 1)
         positions = sincos(self.width, math.isqrt(patches), "sincos_mae")
         tokens = tokens + jnp.pad(positions, ((first, 0), (0, 0))).astype(self.dtype)
+        make = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
-            block = Block(self.width, self.heads, self.mlp, dtype=self.dtype, name=f"blocks_{i}")
+            block = make(self.width, self.heads, self.mlp, dtype=self.dtype, name=f"blocks_{i}")
             tokens = block(tokens)
         tokens = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(tokens)
         # What is compared with the pixels is float32.

@@ -58,6 +58,40 @@ def test_remat_keeps_less_for_the_same_numbers(name):
     assert kept[1] < 0.5 * kept[0]
 
 
+def test_a_step_with_remat_keeps_less():
+    """MAE's encoder and its decoder, as compiled: what is to be computed again must not be kept."""
+    shape = (1, 64, 28, 28, 1)
+    image = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    mesh = parallel.mesh(jax.devices()[:1])
+    whole = parallel.replicated(mesh)
+    zero = jnp.zeros((), jnp.int32)
+    ctx = Context(zero, zero, jnp.zeros(()), jax.random.key(3), None)
+    found, temporary, again = [], [], []
+    for remat in (False, True):
+        config = tiny.config("mae")
+        with config.unlocked():
+            config.model = dict(NETS["vit"], size=28, depth=4, remat=remat)
+            config.method.decoder.update(width=32, depth=3, heads=4)
+        one = METHODS["mae"](config, Run(examples=64, batch=64, steps_per_epoch=1, total_steps=9))
+
+        def gradient(params, batch, axis, one=one):
+            local = ctx._replace(axis=axis)
+            views = one.views(ctx.key, {"image": batch["image"][0]}, local)
+            return params, jax.grad(lambda p: one.loss(p, {}, views, local)[0])(params)
+
+        views = one.views(ctx.key, {"image": image[0]}, ctx)
+        params = jax.jit(one.init, out_shardings=whole)(jax.random.key(0), views)[0]
+        batch = parallel.put_batch({"image": image}, mesh)
+        traced = jax.make_jaxpr(lambda p, v=views, o=one: o.loss(p, {}, v, ctx)[0])(params)
+        again.append(str(traced).count("remat2["))
+        compiled = parallel.compile_step(gradient, mesh).lower(params, batch).compile()
+        temporary.append(compiled.memory_analysis().temp_size_in_bytes)
+        found.append(compiled(params, batch)[1])
+    assert distance(*found) < 1e-5
+    assert again == [0, 4 + 3]
+    assert temporary[1] < 0.5 * temporary[0]
+
+
 def method(name, rows):
     """A method whose encoder has no BatchNorm, so that pieces can equal the whole."""
     config = tiny.config(name)
