@@ -1,11 +1,12 @@
 """On-device augmentation: batched, pure, uint8 in, float32 out, noise by example.
 
 `make` gives a policy by name, `apply` a random view of every image (inside jit, the policy static,
-keys [b]), `crops` several of them side by side, `evaluate` the deterministic view of probing.
+keys [b]), `crops` several of them side by side, `undrawn` and `draw` the same later or some rows at
+a time, `evaluate` the deterministic view of probing.
 """
 
-from ssl_jax.augment.crops import crops
+from ssl_jax.augment.crops import Undrawn, crops, draw, undrawn
 from ssl_jax.augment.pipeline import apply, evaluate
 from ssl_jax.augment.policies import Policy, make
 
-__all__ = ["Policy", "apply", "crops", "evaluate", "make"]
+__all__ = ["Policy", "Undrawn", "apply", "crops", "draw", "evaluate", "make", "undrawn"]

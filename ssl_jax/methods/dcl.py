@@ -27,32 +27,39 @@ def make(config: ConfigDict, run: Run) -> Method:
           projector: fields of `heads.MLP`;
           loss_scale: factor on the mean over the 2B rows. The code sums the two directions, which
             is 2;
-          encoder_rows: views that the encoder handles at a time on a device, 0 for all at once,
-            see `network.forward_in_pieces`;
+          encoder_rows: views that are drawn and go through the encoder at a time on a device, 0 for
+            all at once, see `network.forward_in_pieces`;
         `config.views.both` the augmentation of both views, `config.model` the encoder.
       run: not used.
     """
     encoder = models.make(config.model)
     projector = heads.MLP(**config.method.projector, dtype=encoder.dtype)
-    policy = augment.make("none", **config.views.both)
+    policy, rows = augment.make("none", **config.views.both), config.method.encoder_rows
     temperature, scale = config.method.temperature, config.method.loss_scale
     sigma = config.method.sigma if config.method.weighted else None
 
     def views(key, batch, ctx):
-        return augment.crops((policy, policy), key, batch["image"], ctx.axis)  # [b, 2, s, s, C]
+        both = augment.undrawn(2, key, batch["image"], ctx.axis)
+        # With `encoder_rows` the loss draws them, those of a piece at a time.
+        return both if rows else draw(both, ctx.axis)
+
+    def draw(views, axis):
+        return augment.draw((policy, policy), views, axis)  # [b, 2, s, s, C]
 
     def init(key, views):
         encoder_key, projector_key = jax.random.split(key)
-        f, h = network.create(encoder, encoder_key, views[:, 0])
+        f, h = network.create(encoder, encoder_key, draw(views, None)[:, 0])
         g, _ = network.create(projector, projector_key, h)
         params = {"encoder": f["params"], "projector": g["params"]}
         return params, {"encoder": f["batch_stats"], "projector": g["batch_stats"]}
 
     def loss(params, state, views, ctx):
-        x = views.reshape(-1, *views.shape[2:])  # [b, 2, s, s, C] -> [2b, s, s, C]
-        h, f = network.forward_in_pieces(
-            encoder, params["encoder"], state["encoder"], x, ctx.axis, config.method.encoder_rows
-        )
+        def joined(views):
+            x = draw(views, ctx.axis)
+            return x.reshape(-1, *x.shape[2:])  # [b, 2, s, s, C] -> [2b, s, s, C]
+
+        f, stats = params["encoder"], state["encoder"]
+        h, f = network.forward_in_pieces(encoder, f, stats, views, ctx.axis, rows, joined, each=2)
         z, g = network.forward(projector, params["projector"], state["projector"], h, ctx.axis)
         z = z.reshape(-1, 2, z.shape[-1])  # [2b, d] -> [b, 2, d]
         value, metrics = decoupled.dcl(z[:, 0], z[:, 1], temperature, sigma, ctx.axis)

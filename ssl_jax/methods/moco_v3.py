@@ -33,8 +33,8 @@ def make(config: ConfigDict, run: Run) -> Method:
             over the run;
           freeze_patch_embed: the patch projection of a ViT stays as it was drawn;
           encoder: 'online' (as the official code evaluates) or 'target';
-          encoder_rows: images of a view that an encoder handles at a time on a device, 0 for all
-            at once, see `network.forward_in_pieces`;
+          encoder_rows: images of which a view is drawn and goes through an encoder at a time on a
+            device, 0 for all at once, see `network.forward_in_pieces`;
         `config.views.first` and `.second` the augmentations, `config.model` the encoder. For a ViT
         as MoCo v3's: positions 'sincos_mocov3', initial 'mocov3', pool 'token'.
       run: total_steps.
@@ -55,19 +55,30 @@ def make(config: ConfigDict, run: Run) -> Method:
     policies = tuple(augment.make("none", **config.views[v]) for v in ("first", "second"))
     momentum = schedules.cosine(c.momentum, c.momentum_final, run.total_steps)
 
-    def embed(params, stats, x, axis):
+    def embed(params, stats, views, v, axis):
+        """Projections of the views v (0 or 1) of [b, 2, …], or of what they are drawn from."""
+        if isinstance(views, augment.Undrawn):
+            one = views._replace(keys=views.keys[:, v : v + 1])
+        else:
+            one = views[:, v : v + 1]
+
+        def draw(x):
+            return augment.draw(policies[v : v + 1], x, axis)[:, 0]  # [n, s, s, C]
+
         h, f = network.forward_in_pieces(
-            encoder, params["encoder"], stats["encoder"], x, axis, c.encoder_rows
+            encoder, params["encoder"], stats["encoder"], one, axis, c.encoder_rows, draw
         )
         z, g = network.forward(projector, params["projector"], stats["projector"], h, axis)
         return z, {"encoder": f, "projector": g}
 
     def views(key, batch, ctx):
-        return augment.crops(policies, key, batch["image"], ctx.axis)  # [b, 2, s, s, C]
+        both = augment.undrawn(2, key, batch["image"], ctx.axis)
+        # With `encoder_rows` the loss draws them, those of a piece at a time.
+        return both if c.encoder_rows else augment.draw(policies, both, ctx.axis)  # [b, 2, s, s, C]
 
     def init(key, views):
         encoder_key, projector_key, predictor_key = jax.random.split(key, 3)
-        f, h = network.create(encoder, encoder_key, views[:, 0])
+        f, h = network.create(encoder, encoder_key, augment.draw(policies, views, None)[:, 0])
         g, z = network.create(projector, projector_key, h)
         p, _ = network.create(predictor, predictor_key, z)
         params = {"encoder": f["params"], "projector": g["params"]}
@@ -87,10 +98,10 @@ def make(config: ConfigDict, run: Run) -> Method:
         target = ema.update(state["target"], averaged, m)
         queries, keys = [], []
         stats, target_stats, p = state, state["target_stats"], state["predictor"]
-        for x in (views[:, 0], views[:, 1]):  # separately: BatchNorm sees one view at a time
-            z, stats = embed(params, stats, x, ctx.axis)
+        for v in (0, 1):  # separately: BatchNorm sees one view at a time
+            z, stats = embed(params, stats, views, v, ctx.axis)
             q, p = network.forward(predictor, params["predictor"], p, z, ctx.axis)
-            k, target_stats = embed(target, target_stats, x, ctx.axis)
+            k, target_stats = embed(target, target_stats, views, v, ctx.axis)
             queries.append(q)
             keys.append(k)
         one, metrics = infonce.between_views(queries[0], keys[1], c.temperature, ctx.axis)

@@ -1,5 +1,6 @@
 """Variables of a network made, and a forward pass in training that hands its statistics on."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -52,48 +53,64 @@ def forward(
 
 
 def forward_in_pieces(
-    module: nn.Module, params: Any, stats: Any, x: jax.Array, axis: str | None, rows: int
+    module: nn.Module,
+    params: Any,
+    stats: Any,
+    x: Any,
+    axis: str | None,
+    rows: int,
+    draw: Callable[[Any], jax.Array] = lambda x: x,
+    each: int = 1,
 ) -> tuple[jax.Array, Any]:
-    """`forward` of `rows` rows at a time, each piece computed again in the backward pass.
+    """`forward` of `rows` views at a time, each piece computed again in the backward pass.
 
-    A loss that compares all rows needs all embeddings, and no more: activations are those of one
-    piece. For a network without BatchNorm value and gradients are those of `forward`; BatchNorm
-    normalises each piece by its own rows (those of all devices) and moves its running statistics
-    piece by piece, as with gradient accumulation. The price is one more forward pass.
+    A loss that compares all rows needs all embeddings, and no more: views and activations are those
+    of one piece. For a network without BatchNorm value and gradients are those of `forward`;
+    BatchNorm normalises each piece by its own rows (those of all devices) and moves its running
+    statistics piece by piece, as with gradient accumulation. The price is one more forward pass.
 
     Args:
       module, params, stats, axis: as for `forward`.
-      x: [b, …], rows of this device.
-      rows: of a piece on a device; 0, or b and more: all at once.
+      x: leaves [b, …], rows of this device, of which the views are made.
+      rows: views of a piece on a device; 0, or b·each and more: all at once.
+      draw: leaves [n, …] of x -> the views [n·each, …] that the module gets of these rows, those of
+        a row side by side.
+      each: views that `draw` makes of a row.
 
     Returns:
-      as `forward`.
+      (module(draw(x)) [b·each, d], the statistics after all pieces).
 
     Raises:
-      UserError: `rows` does not divide b.
+      UserError: pieces of `rows` views are not whole rows of x, or do not add up to all.
 
     Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
     Setup" (GradCache). Its two passes are here one scan whose pieces are rematerialised.
     """
-    b = len(x)
-    if not rows or rows >= b:
-        return forward(module, params, stats, x, axis)
-    if rows < 0 or b % rows:
+    total = each * len(jax.tree.leaves(x)[0])
+    if not rows or rows >= total:
+        return forward(module, params, stats, draw(x), axis)
+    if rows < 0 or total % rows or rows % each:
+        whole = f", and be a multiple of the {each} views of an image" if each > 1 else ""
         raise UserError(
-            f"--config.method.encoder_rows is {rows}; it must divide the {b} views that a device "
-            "holds of a batch"
+            f"--config.method.encoder_rows is {rows}; it must divide the {total} views that a "
+            f"device holds of a batch{whole}"
         )
-    pieces = b // rows
+    pieces = total // rows
 
     def piece(stats, x):
-        y, stats = forward(module, params, stats, x, axis)
+        y, stats = forward(module, params, stats, draw(x), axis)
         return stats, y
 
-    # Piece p is rows p, p + pieces, …: where `jit` splits the rows over devices, every piece is
-    # split alike. [b, …] -> [rows, pieces, …] -> [pieces, rows, …]
-    split = jnp.moveaxis(x.reshape(rows, pieces, *x.shape[1:]), 1, 0)
-    stats, y = lax.scan(jax.checkpoint(piece, prevent_cse=False), stats, split)
-    return jnp.moveaxis(y, 0, 1).reshape(b, -1), stats  # [pieces, rows, d] -> [b, d]
+    def split(x):
+        # Piece p is rows p, p + pieces, …: where `jit` splits the rows over devices, every piece is
+        # split alike. [b, …] -> [b / pieces, pieces, …] -> [pieces, b / pieces, …]
+        return jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0)
+
+    stats, y = lax.scan(jax.checkpoint(piece, prevent_cse=False), stats, jax.tree.map(split, x))
+    y = y.reshape(
+        pieces, -1, each * y.shape[-1]
+    )  # [pieces, rows, d] -> [pieces, b / pieces, each·d]
+    return jnp.moveaxis(y, 0, 1).reshape(total, -1), stats
 
 
 def forward_crops(

@@ -103,18 +103,20 @@ def method(name, rows):
 
 @functools.cache
 def begun(name):
-    """(params, state, views) of 16 images."""
-    one = method(name, 0)
+    """(params, state, views, what pieces draw them from, context) of 16 images."""
+    one, later = method(name, 0), method(name, 4)
     zero = jnp.zeros((), jnp.int32)
     ctx = Context(zero, zero, jnp.zeros(()), jax.random.key(3), None)
     image = np.random.default_rng(0).integers(0, 255, (16, 28, 28, 1), dtype=np.uint8)
     views = jax.jit(lambda x: one.views(ctx.key, {"image": x}, ctx))(image)
-    return *jax.jit(one.init)(jax.random.key(0), views), views, ctx
+    undrawn = jax.jit(lambda x: later.views(ctx.key, {"image": x}, ctx))(image)
+    assert undrawn.image.dtype == jnp.uint8
+    return *jax.jit(one.init)(jax.random.key(0), views), views, undrawn, ctx
 
 
 @pytest.mark.parametrize("name", ["simclr", "dcl", "moco_v3"])
 def test_an_encoder_in_pieces_has_the_gradient_of_the_whole_batch(name):
-    params, state, views, ctx = begun(name)
+    params, state, views, undrawn, ctx = begun(name)
 
     def gradient(rows, views=views):
         loss = method(name, rows).loss
@@ -122,19 +124,21 @@ def test_an_encoder_in_pieces_has_the_gradient_of_the_whole_batch(name):
         return compiled(params)
 
     (value, aux), whole = gradient(0)
-    (other_value, other_aux), pieces = gradient(4)
+    (other_value, other_aux), pieces = gradient(4, undrawn)
     assert abs(value - other_value) < 1e-5 * abs(value) and distance(whole, pieces) < 3e-5
     equal(aux, other_aux, rtol=1e-4, atol=1e-5)
     # Micro-batches, each with negatives of its own, are something else.
     halves = [gradient(0, some)[1] for some in (views[:8], views[8:])]
     assert distance(whole, jax.tree.map(lambda a, b: (a + b) / 2, *halves)) > 0.01
     with pytest.raises(UserError, match=r"encoder_rows is 5; it must divide the (32|16) views"):
-        gradient(5)
+        gradient(5, undrawn)
+    # The network begins alike, whether its views are drawn or not.
+    equal(jax.jit(method(name, 4).init)(jax.random.key(0), undrawn), (params, state), 0, 0)
 
 
 @pytest.mark.parametrize("mode", ["shard_map", "jit"])
 def test_pieces_on_four_devices_are_those_of_one(mode):
-    params, state, views, ctx = begun("simclr")
+    params, state, *_, ctx = begun("simclr")
     image = np.random.default_rng(0).integers(0, 255, (1, 16, 28, 28, 1), dtype=np.uint8)
     found = []
     for devices, rows in ((1, 0), (4, 4 if mode == "shard_map" else 8)):
@@ -157,6 +161,30 @@ def test_pieces_on_four_devices_are_those_of_one(mode):
         whole = jax.tree.map(jnp.copy, whole)
         found.append(step(whole, parallel.put_batch({"image": image}, mesh, mode))[1])
     assert distance(*found) < 1e-3  # the views differ by rounding as well
+
+
+def test_views_are_drawn_a_piece_at_a_time():
+    """What the gradient of 1,024 images needs is less than half of their views."""
+    config = tiny.config("simclr")
+    with config.unlocked():
+        config.model = dict(NETS["vit"], size=28, patch=14, width=8, depth=1, heads=1)
+        config.method.update(encoder_rows=32, chunk=16)
+    one = METHODS["simclr"](
+        config, Run(examples=1024, batch=1024, steps_per_epoch=1, total_steps=9)
+    )
+    *_, ctx = begun("simclr")
+    image = jax.ShapeDtypeStruct((1024, 28, 28, 1), jnp.uint8)
+
+    def create(image):
+        return one.init(ctx.key, one.views(ctx.key, {"image": image}, ctx))
+
+    def gradient(params, state, image):
+        views = one.views(ctx.key, {"image": image}, ctx)
+        return jax.grad(lambda p: one.loss(p, state, views, ctx)[0])(params)
+
+    params, state = jax.eval_shape(create, image)
+    compiled = jax.jit(gradient).lower(params, state, image).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1024 * 2 * 28 * 28 * 4 / 2
 
 
 def test_pieces_need_the_memory_of_one():
