@@ -97,19 +97,19 @@ def forward_in_pieces(
         )
     pieces = total // rows
 
-    def piece(stats, x):
-        y, stats = forward(module, params, stats, draw(x), axis)
+    def take(leaf, p):
+        # Piece p is rows p, p + pieces, …: where `jit` splits the rows over devices, every piece is
+        # split alike. [b, …] -> [b / pieces, pieces, …] -> [b / pieces, …]
+        leaf = leaf.reshape(-1, pieces, *leaf.shape[1:])
+        return lax.dynamic_index_in_dim(leaf, p, 1, keepdims=False)
+
+    def piece(stats, p):
+        part = jax.tree.map(lambda leaf: take(leaf, p), x)
+        y, stats = forward(module, params, stats, draw(part), axis)
         return stats, y
 
-    def split(x):
-        # Piece p is rows p, p + pieces, …: where `jit` splits the rows over devices, every piece is
-        # split alike. [b, …] -> [b / pieces, pieces, …] -> [pieces, b / pieces, …]
-        return jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0)
-
-    stats, y = lax.scan(jax.checkpoint(piece, prevent_cse=False), stats, jax.tree.map(split, x))
-    y = y.reshape(
-        pieces, -1, each * y.shape[-1]
-    )  # [pieces, rows, d] -> [pieces, b / pieces, each·d]
+    stats, y = lax.scan(jax.checkpoint(piece, prevent_cse=False), stats, jnp.arange(pieces))
+    y = y.reshape(pieces, -1, each * y.shape[-1])  # -> [pieces, b / pieces, each·d]
     return jnp.moveaxis(y, 0, 1).reshape(total, -1), stats
 
 
