@@ -127,6 +127,16 @@ def test_nor_where_the_partitioner_decides(name, monkeypatch):
         assert c.kind == "all-reduce" or collectives.elements(c) <= 2 * BATCH * WIDTH, c
 
 
+def test_nor_where_views_are_drawn_in_pieces():
+    """The rows of a piece are picked out of the batch in a loop, on every device its own."""
+    config = configured("simclr")
+    config.method.encoder_rows = BATCH  # half of both views
+    text, state = lower(METHODS["simclr"](config, RUN), config, "jit")
+    found = collectives.read(text, DEVICES)
+    assert not collectives.image_sized(found, collectives.images(config, DEVICES, state.params))
+    assert all(c.dtype != "u8" for c in found)
+
+
 def test_pmap_sends_what_shard_map_sends():
     kinds = [
         collections.Counter((c.kind, c.dtype, c.shape, c.times) for c in sent("simclr", mode)[0])
