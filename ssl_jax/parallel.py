@@ -19,9 +19,6 @@ from jax.sharding import PartitionSpec as P
 
 AXIS = "batch"
 MODES = ("shard_map", "pmap", "jit")
-# XLA's CPU compiler drops the barriers of `jax.checkpoint` before it schedules: what the backward
-# pass shall compute again is computed early and kept. Without the pass that drops them it is not.
-CPU_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 def pmean(x: Any, axis: str | None) -> Any:
@@ -194,6 +191,18 @@ def connect(name: str) -> None:
         fetch(put_split(np.zeros(jax.device_count(), np.int32), mesh()), mesh())  # all with all
 
 
+def _options(mesh: Mesh) -> dict[str, str] | None:
+    """Options of the compiler for a step on these devices.
+
+    XLA's CPU compiler drops the barriers of `jax.checkpoint` before it schedules: what the backward
+    pass shall compute again is computed early, and kept. Without the pass that drops them it is
+    not. (`jax.pmap` takes no such options.)
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return None
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
 def compile_step(
     step: Callable[..., tuple[Any, Any]], mesh: Mesh, mode: str = "shard_map"
 ) -> Callable[[Any, Any], tuple[Any, Any]]:
@@ -208,7 +217,6 @@ def compile_step(
     Returns:
       f(state, batch) -> (state, metrics), the batch as `put_batch` lays it.
     """
-    options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
     if mode == "shard_map":
         return jax.jit(
             jax.shard_map(
@@ -219,7 +227,7 @@ def compile_step(
                 check_vma=False,
             ),
             donate_argnums=0,
-            compiler_options=options,
+            compiler_options=_options(mesh),
         )
     if mode == "pmap":
         return jax.pmap(
@@ -237,7 +245,7 @@ def compile_step(
             in_shardings=(whole, rows),
             out_shardings=(whole, whole),
             donate_argnums=0,
-            compiler_options=options,
+            compiler_options=_options(mesh),
         )
     raise ValueError(f"mode is {mode!r}; known: {', '.join(MODES)}")
 
@@ -265,6 +273,7 @@ def compile_steps(
                 check_vma=False,
             ),
             donate_argnums=0,
+            compiler_options=_options(mesh),
         )
     if mode == "pmap":
         return jax.pmap(
@@ -282,6 +291,7 @@ def compile_steps(
             in_shardings=(whole, whole, rows),
             out_shardings=(whole, whole),
             donate_argnums=0,
+            compiler_options=_options(mesh),
         )
     raise ValueError(f"mode is {mode!r}; known: {', '.join(MODES)}")
 
