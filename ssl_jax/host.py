@@ -87,5 +87,6 @@ def set_compile_cache(folder: str) -> pathlib.Path | None:
     except OSError:
         return None
     jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # The many small programs as well: together they compile for longer than they are read.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return path
