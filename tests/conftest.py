@@ -24,6 +24,10 @@ jax.config.update(
     os.environ.get("SSL_JAX_TEST_CACHE", str(pathlib.Path(__file__).parents[1] / ".cache" / "xla")),
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+# For processes that tests start, see the one file there.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(pathlib.Path(__file__).parent / "children"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 # Tracing makes objects by the ten thousand, hardly any of them garbage: looking for it less often
 # takes a tenth off.
 gc.set_threshold(50_000, 10, 10)
