@@ -45,10 +45,22 @@ def single(tmp_path_factory):
     return on_one_device(tmp_path_factory.mktemp("single"))
 
 
+@functools.cache
+def on_four_devices(folder, mode):
+    assert tiny_run.run(folder, *SGD, f"--config.parallel={mode}") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """One process of four devices, all the way, by each mapping: mode -> its folder."""
+    folder = tmp_path_factory.mktemp("four")
+    return lambda mode: on_four_devices(folder / mode, mode)
+
+
 @pytest.mark.parametrize("mode", ["shard_map", "pmap", "jit"])
-def test_four_devices_equal_one(single, tmp_path, mode):
-    assert tiny_run.run(tmp_path, *SGD, f"--config.parallel={mode}") == 0
-    np.testing.assert_allclose(losses(tmp_path), single, rtol=1e-5)
+def test_four_devices_equal_one(single, four, mode):
+    np.testing.assert_allclose(losses(four(mode)), single, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +116,12 @@ def resumed_on(folder, processes, devices, *more):
 
 def test_two_by_two_continues_on_one_device(single, two_by_two, tmp_path):
     folder = cut(two_by_two[0], tmp_path / "run")
-    found = resumed_on(folder, 1, 1, "--config.report=True")
-    np.testing.assert_allclose(found, single, rtol=1e-5)
+    np.testing.assert_allclose(resumed_on(folder, 1, 1), single, rtol=1e-5)
 
 
-def test_four_devices_continue_on_two_processes_and_on_eight_devices(single, tmp_path):
-    assert tiny_run.run(tmp_path / "four", *SGD) == 0
+def test_four_devices_continue_on_two_processes_and_on_eight_devices(single, four, tmp_path):
     for processes, devices in ((2, 1), (1, 8)):
-        folder = cut(tmp_path / "four", tmp_path / f"{processes}x{devices}")
+        folder = cut(four("shard_map"), tmp_path / f"{processes}x{devices}")
         np.testing.assert_allclose(resumed_on(folder, processes, devices), single, rtol=1e-5)
 
 

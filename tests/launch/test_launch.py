@@ -18,6 +18,7 @@ import tiny_run
 import yaml
 
 from ssl_jax import cluster
+from ssl_jax.report import logs
 
 LAUNCH = tiny_run.REPOSITORY / "launch"
 LOCAL, TPU, SLURM = LAUNCH / "local.sh", LAUNCH / "tpu_pod.sh", LAUNCH / "slurm.sbatch"
@@ -510,7 +511,7 @@ def test_tpu_pod_takes_the_tpu_that_is_there_and_passes_a_request_to_stop_on(tmp
 SHORT = (
     "--config.cpu_devices=2",
     # After the first checkpoint there is time enough to look and to send a signal.
-    "--config.steps=40",
+    "--config.steps=80",
     "--config.checkpoint.every_steps=10",
     "--config.evaluate.train_examples=100",
     "--config.evaluate.test_examples=50",
@@ -530,6 +531,11 @@ def start(workdir):
     )
 
 
+def logged(workdir):
+    """The newest step in metrics.jsonl."""
+    return max([0, *(r["step"] for r in logs.read(workdir / "metrics.jsonl") if "loss" in r)])
+
+
 def fingerprint(workdir):
     return json.loads((workdir / "result.json").read_text())["fingerprint"]
 
@@ -546,38 +552,38 @@ def undisturbed(tmp_path_factory):
     return fingerprint(folder)
 
 
-def test_a_process_that_is_killed_is_made_up_for(undisturbed, tmp_path):
-    killed = start(tmp_path)
+def test_a_run_is_made_up_for_when_killed_and_saves_and_continues_when_asked_to_stop(
+    undisturbed, tmp_path
+):
+    disturbed = start(tmp_path)
     seen = []
-    for line in killed.stdout:
-        seen.append(line)
-        if "started processes" in line:
-            break
-    victim = int(line.split()[-1])
+
+    def line_with(text):
+        for line in disturbed.stdout:
+            seen.append(line)
+            if text in line:
+                return line
+        raise AssertionError("".join(seen))
+
+    victim = int(line_with("started processes").split()[-1])
     wait_for((tmp_path / "checkpoints" / "10").is_dir, 600)
     os.kill(victim, signal.SIGKILL)
-    out = "".join(seen) + killed.communicate(timeout=900)[0]
-    assert killed.returncode == 0, out
-    assert "process 1 ended with code 137" in out and "restart 1 of 3" in out
-    assert "restart 2" not in out
-    assert fingerprint(tmp_path) == undisturbed
-
-
-def test_a_run_that_is_asked_to_stop_saves_ends_and_continues(undisturbed, tmp_path):
-    stopped = start(tmp_path)
-    metrics = tmp_path / "metrics.jsonl"
-    wait_for(lambda: metrics.exists() and metrics.stat().st_size, 600)
-    stopped.send_signal(signal.SIGTERM)
-    out, _ = stopped.communicate(timeout=600)
-    assert stopped.returncode == 143, out
+    line_with("restart 1 of 3")
+    begun = logged(tmp_path)
+    wait_for(lambda: logged(tmp_path) > begun, 600)
+    disturbed.send_signal(signal.SIGTERM)
+    out = "".join(seen) + disturbed.communicate(timeout=600)[0]
+    assert disturbed.returncode == 143, out
+    assert "process 1 ended with code 137" in out
+    assert out.count("started processes") == 2 and "restart 2" not in out
     (step,) = re.findall(r"stopped and saved at step (\d+)", out)
     assert (tmp_path / "checkpoints" / step).is_dir() and not (tmp_path / "result.json").exists()
     for process in range(2):
         assert f"process {process} ended with code 143" in out
-    assert out.count("started processes") == 1 and "restart" not in out
     assert "asked to stop; the same command continues" in out
 
     continued = start(tmp_path)
     out, _ = continued.communicate(timeout=900)
     assert continued.returncode == 0 and f"continuing at step {step}" in out, out
+    assert "restart" not in out
     assert fingerprint(tmp_path) == undisturbed
