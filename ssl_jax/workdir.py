@@ -72,12 +72,50 @@ def read_config(folder: pathlib.Path) -> Saved | None:
 
 
 def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
-    """Reads result.json; None where there is none, or it is torn or no result."""
+    """Reads the result.json of a run; None where there is none, or it is torn or no result.
+
+    Raises:
+      UserError: it is one, with fields that cannot be.
+    """
+    file = folder / "result.json"
     try:
-        content = json.loads((folder / "result.json").read_text())
+        content = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) and "fingerprint" in content else None
+    if not isinstance(content, dict) or "fingerprint" not in content:
+        return None
+    try:
+        _check_result(content)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is damaged ({type(error).__name__}: {_short(error)}); move it away, and the "
+            "run's own command writes it again"
+        ) from error
+    return content
+
+
+def write_text(file: pathlib.Path, content: str | None, then: str) -> None:
+    """Writes a text whole or not at all, tried again for ten minutes as a result is.
+
+    Every process calls it; process 0 writes, the others wait.
+
+    Args:
+      file: its path.
+      content: what to write; that of other processes than 0 is not looked at.
+      then: what the user can do once it can be written.
+
+    Raises:
+      UserError: it could not be written in all that time.
+    """
+
+    def attempt() -> str | None:
+        try:
+            _put(file, content)
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
+
+    patience.insist(attempt, str(file), then)
 
 
 def write_result(file: pathlib.Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
@@ -126,10 +164,15 @@ def write_json(file: pathlib.Path, content: dict[str, Any]) -> None:
 
 def _write(file: pathlib.Path, content: dict[str, Any]) -> None:
     """See `write_json`; raises OSError."""
+    _put(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _put(file: pathlib.Path, content: str) -> None:
+    """Writes a text whole or not at all; raises OSError."""
     beside = file.with_name(file.name + ".tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        beside.write_text(content, encoding="utf-8")
         os.replace(beside, file)
     except OSError:
         with contextlib.suppress(OSError):
@@ -161,6 +204,46 @@ def _same_kind(name: str, value: Any, default: Any) -> None:
     kind = next((k for k in (bool, (int, float), str, tuple) if isinstance(default, k)), None)
     if kind is not None and value is not None and not isinstance(value, kind):
         raise TypeError(f"{name} is {value!r:.50}")
+
+
+def _check_result(result: dict[str, Any]) -> None:
+    """What the console and the page say of a result must be there, and of its kind.
+
+    Raises:
+      KeyError: a field is missing.
+      TypeError: the first of another kind.
+    """
+
+    def number(name, value, missing=False):
+        known = isinstance(value, int | float) and abs(value) < 2**63  # no NaN either
+        if not (known or (missing and value is None)):
+            raise TypeError(f"{name} is {value!r:.50}")
+
+    def group(name, value):
+        if not isinstance(value, dict):
+            raise TypeError(f"{name} is {value!r:.50}")
+        return value
+
+    for name in ("steps", "wall_seconds"):
+        number(name, result[name])
+    baselines, collapse = (group(name, result[name]) for name in ("baselines", "collapse"))
+    judged = {"": result}
+    judged |= {f"{k}.": group(k, baselines[k]) for k in ("pixels", "untrained")}
+    for of, accuracies in judged.items():
+        for name in ("knn_top1", "linear_top1"):
+            number(of + name, accuracies[name], missing=True)
+    for name in ("feature_std_ratio", "effective_rank"):
+        number(name, collapse[name], missing=True)
+    for name in ("embedding_std", "embedding_rank"):  # younger than some results
+        number(name, collapse.get(name), missing=True)
+    number("images_per_second", result["images_per_second"], missing=True)
+    for name in ("linear_top5", "peak_memory_bytes"):
+        number(name, result.get(name), missing=True)
+    for name in ("seed", "batch", "resumed_at", "skipped_steps", "unreadable_pictures"):
+        number(name, result.get(name, 0))
+    if not isinstance(collapse["alarm"], str | None):
+        raise TypeError(f"alarm is {collapse['alarm']!r:.50}")
+    group("made_with", result.get("made_with", {}))
 
 
 def _short(error: BaseException) -> str:

@@ -95,9 +95,9 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         return report.result(experiment, state, judged, folder, seconds, start)
 
     result = workdir.write_result(folder / "result.json", conclude)
+    if config.report:
+        report.write_page(experiment, state, judged, drawn, folder)
     if leader:
-        if drawn is not None:
-            report.write_page(experiment, state, judged, drawn, folder)
         print(f"\n{report.text(result, folder)}")
     return 0
 

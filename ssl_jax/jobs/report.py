@@ -41,9 +41,9 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     ]
     into = pathlib.Path("runs/report") if len(folders) > 1 else folders[0] / "report"
     into = pathlib.Path(config.workdir) if config.workdir else into
+    file = into / "index.html"
+    page.write(file, found)
     if jax.process_index() == 0:
-        file = into / "index.html"
-        page.write(file, found)
         print(f"{file} ({file.stat().st_size / 1e6:.1f} MB); open it in a browser")
     return 0
 

@@ -82,11 +82,15 @@ def run_of(folder: pathlib.Path, drawn: Pictures | None, notes: tuple[str, ...] 
         raise UserError(f"there is no run in {folder} (no config.json)")
     metrics = folder / "metrics.jsonl"
     records = logs.read(metrics) if metrics.exists() else []
-    result = workdir.read_result(folder)
+    result, missing = None, "The run is not finished: there is no result.json."
+    try:
+        result = workdir.read_result(folder)
+    except UserError as error:
+        missing = f"No result: {error}."
     if not records:
         notes = (*notes, "There are no metrics yet.")
     if result is None:
-        notes = ("The run is not finished: there is no result.json.", *notes)
+        notes = (missing, *notes)
     try:
         width = models.make(saved.config.model).features
     except UserError:

@@ -9,7 +9,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from ssl_jax.errors import UserError
+import jax
+
+from ssl_jax import workdir
 from ssl_jax.report import charts, compare, sections, sheets
 from ssl_jax.report.contents import Pictures, Run
 from ssl_jax.report.markup import chart, embedded, mark, note, section, state, table, text
@@ -23,18 +25,17 @@ FEW = 20  # rows of a table that is open at first
 
 
 def write(file: pathlib.Path, runs: Sequence[Run]) -> None:
-    """Writes the page of some runs.
+    """Writes the page of some runs, tried again for ten minutes as their results are.
+
+    Every process calls it; process 0 writes, the others wait, and their `runs` are not looked at.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: it could not be written in all that time.
     """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(render(runs), encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"cannot write {file}: {error.strerror}; choose another --workdir"
-        ) from error
+    html = render(runs) if jax.process_index() == 0 else None
+    names = ",".join(run.folder for run in runs)
+    then = f"python -m ssl_jax.main --config configs/report.py --config.runs={names} writes it"
+    workdir.write_text(file, html, then)
 
 
 def render(runs: Sequence[Run]) -> str:

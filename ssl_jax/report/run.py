@@ -85,18 +85,21 @@ def write_page(
     e: Experiment,
     state: TrainState,
     judged: Mapping[str, Judged],
-    drawn: Drawn,
+    drawn: Drawn | None,
     folder: pathlib.Path,
 ) -> None:
-    """Writes report/index.html.
+    """Writes report/index.html; every process calls it, process 0 makes it.
 
     Args:
       e: the run.
       state: its last.
       judged: 'untrained' and 'learned', of the rows that `representation.split` gives.
-      drawn: what the PNGs show.
+      drawn: what the PNGs show; of process 0.
       folder: the workdir; its metrics.jsonl and result.json are read.
     """
+    if jax.process_index() > 0:
+        page.write(folder / "report" / "index.html", [])
+        return
     c, learned = e.config.evaluate, judged["learned"]
     learn, query = representation.split(e.train, e.test, c.train_examples, c.test_examples)
     seen = collect.Seen(

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import tiny_run
 
+from ssl_jax import workdir
+from ssl_jax.errors import UserError
 from ssl_jax.evaluate import collapse
-from ssl_jax.report import logs
+from ssl_jax.report import collect, logs, page
+from ssl_jax.report import run as report
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,43 @@ def test_a_finished_run_says_so_and_changes_nothing(finished, capsys):
     out = capsys.readouterr().out
     assert "is finished" in out and "learned features" in out
     assert result(finished) == before
+
+
+def changes(content, path=()):
+    """Every field of a result missing, and of other kinds: (path, a copy of the whole) each."""
+    for key, value in content.items():
+        yield (*path, key), {k: v for k, v in content.items() if k != key}
+        for odd in (None, "x", "1" * 400, [], {}, {"x": []}, -1, 10**400, float("nan"), True):
+            yield (*path, key), {**content, key: odd}
+        if isinstance(value, dict):
+            for where, inner in changes(value, (*path, key)):
+                yield where, {**content, key: inner}
+
+
+def test_a_result_with_a_broken_field_is_one_line(finished, tmp_path, capsys):
+    """Whatever a field holds, the console and the page take it, or one line names the file."""
+    folder, refused = tmp_path / "run", set()
+    folder.mkdir()
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(finished / name, folder / name)
+    for path, content in changes(result(finished)):
+        (folder / "result.json").write_text(json.dumps(content))
+        page.render([collect.run_of(folder, None)])
+        try:
+            found = workdir.read_result(folder)
+        except UserError as error:
+            assert "\n" not in str(error) and "result.json is damaged (" in str(error)
+            assert "move it away" in str(error)
+            refused.add(path)
+        else:
+            assert path == ("fingerprint",) or found is not None
+            if found is not None:
+                report.text(found, folder)
+    assert {("steps",), ("collapse",), ("baselines", "pixels", "knn_top1")} <= refused
+    (folder / "result.json").write_text(json.dumps({**result(finished), "collapse": 3}))
+    assert tiny_run.run(folder, "--config.report=True", "--config.monitor.every_steps=6") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "collapse is 3" in error and error.count("\n") == 1
 
 
 def test_another_config_in_the_same_workdir_is_refused(finished, capsys):

@@ -4,12 +4,14 @@ import json
 import pathlib
 import re
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 import tiny_run
 
+from ssl_jax import patience
 from ssl_jax.jobs import report as report_job
 
 PROBED = ("--config.train_examples=300", "--config.test_examples=100")
@@ -96,9 +98,17 @@ def test_a_run_ends_with_its_page(runs, capsys):
     assert "index.html" not in capsys.readouterr().out  # it has none
 
 
-def test_the_same_page_from_the_folder_alone(runs, tmp_path, capsys):
+def test_the_same_page_from_the_folder_alone_waits_for_the_disk(
+    runs, tmp_path, monkeypatch, capsys
+):
+    in_the_way = tmp_path / "index.html.tmp"
+    in_the_way.mkdir()
+    monkeypatch.setattr(patience, "time", types.SimpleNamespace(sleep=lambda _: in_the_way.rmdir()))
     assert report(runs / "0", f"--workdir={tmp_path}") == 0
-    assert "index.html" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "index.html" in said.out
+    (line,) = (line for line in said.err.splitlines() if "not saved" in line)
+    assert f"{tmp_path / 'index.html'} is not saved (Is a directory); trying again in 1 s" in line
     text, found = data(tmp_path / "index.html")
     written, at_end = data(runs / "0" / "report" / "index.html")
     assert headings(text) == FULL
