@@ -94,11 +94,9 @@ def test_a_result_with_a_broken_field_is_one_line(finished, tmp_path, capsys):
     """Whatever a field holds, the console and the page take it, or one line names the file."""
     folder, refused = tmp_path / "run", set()
     folder.mkdir()
-    for name in ("config.json", "metrics.jsonl"):
-        shutil.copy(finished / name, folder / name)
+    shutil.copy(finished / "config.json", folder)
     for path, content in changes(result(finished)):
         (folder / "result.json").write_text(json.dumps(content))
-        page.render([collect.run_of(folder, None)])
         try:
             found = workdir.read_result(folder)
         except UserError as error:
@@ -109,8 +107,10 @@ def test_a_result_with_a_broken_field_is_one_line(finished, tmp_path, capsys):
             assert path == ("fingerprint",) or found is not None
             if found is not None:
                 report.text(found, folder)
+                page.render([collect.run_of(folder, None)])
     assert {("steps",), ("collapse",), ("baselines", "pixels", "knn_top1")} <= refused
     (folder / "result.json").write_text(json.dumps({**result(finished), "collapse": 3}))
+    assert "collapse is 3" in page.render([collect.run_of(folder, None)])
     assert tiny_run.run(folder, "--config.report=True", "--config.monitor.every_steps=6") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "collapse is 3" in error and error.count("\n") == 1
