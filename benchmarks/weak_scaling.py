@@ -49,7 +49,7 @@ def measure(
     import numpy as np
 
     from ssl_jax import config as configs
-    from ssl_jax import experiment, host, parallel
+    from ssl_jax import experiment, host, interprocess, parallel
 
     host.keep_memory_pages()
     processes = n if kind == "processes" else 1
@@ -64,7 +64,7 @@ def measure(
     batch = parallel.put_batch({k: x[None] for k, x in read.items()}, e.mesh, c.parallel)
     step = experiment.compile_step(e)
     # Processes on one core are done with compiling minutes apart; Gloo waits half of one.
-    parallel.meet("weak_scaling")
+    interprocess.meet("weak_scaling")
     wall = []
     for i in range(steps + 2):
         if i == 2:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import checkpoint, host, parallel, verify, workdir
+from ssl_jax import checkpoint, host, interprocess, parallel, verify, workdir
 from ssl_jax import config as configs
 from ssl_jax.data import resident, sources
 from ssl_jax.errors import UserError, near_misses
@@ -173,7 +173,7 @@ def settle(e: Experiment, saved: workdir.Saved | None) -> Experiment:
         c.data.resident = before
     elif c.data.resident is None:
         fits = resident.fits(e.train, parallel.device_memory(), c.data.cache_bytes)
-        c.data.resident = not parallel.any_process(not fits)
+        c.data.resident = not interprocess.any_process(not fits)
     if c.steps_at_once is None and c.data.resident == before:
         k = saved.config.get("steps_at_once")
         c.steps_at_once = k if type(k) is int and k > 0 else 1  # whatever the file holds

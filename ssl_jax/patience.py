@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 
-from ssl_jax import parallel
+from ssl_jax import interprocess
 from ssl_jax.errors import UserError, warn
 
 # Seconds between the attempts: ten minutes in all.
@@ -25,7 +25,7 @@ def insist(attempt: Callable[[], str | None], what: str, then: str) -> None:
     """
     for wait in (*WAITS, None):
         problem = attempt() if jax.process_index() == 0 else None
-        if not parallel.from_first(problem is not None):
+        if not interprocess.from_first(problem is not None):
             return
         if wait is None:
             why = f" ({problem})" if problem else ""

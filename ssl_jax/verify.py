@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from ssl_jax import manifest, parallel
+from ssl_jax import interprocess, manifest
 from ssl_jax.errors import UserError, warn
 
 MARK = {"manifest": manifest.NAME}  # Orbax keeps it with the step: a manifest belongs to it
@@ -41,7 +41,7 @@ def newest(manager, *, read_only: bool = False) -> int | None:
                 manager.reload()  # to forget what was set aside
         except (OSError, UserError) as error:
             found, problem = -2, error
-    found = parallel.from_first(found)
+    found = interprocess.from_first(found)
     if problem is not None:
         raise problem
     if found == -2:
@@ -76,7 +76,7 @@ def read_newest(manager, read: Callable[[int], Any]) -> tuple[Any, int] | None:
         # The run keeps its newest few. Had this one been deleted under our hands, chunks not found
         # would have been read as zeros.
         gone = damage(folder / str(step), contents=False) is not None
-        if not parallel.any_process(gone):
+        if not interprocess.any_process(gone):
             if problem is not None:
                 raise problem
             return value, step

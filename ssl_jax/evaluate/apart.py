@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ssl_jax import parallel
+from ssl_jax import interprocess, parallel
 
 BLOCK = 1_024  # rows that the host handles at once
 CHUNK = 16_000  # rows that are computed at once: a result is held twice for a moment
@@ -73,11 +73,11 @@ def extract(
         if not start:
             own = _aligned((past - first, x.shape[1]))
         own[start : start + len(now)] = x
-    parallel.meet("features", DAY)
+    interprocess.meet("features", DAY)
     told = np.full(1 + _share(n, mesh), -1, np.int32)
     told[0] = own.shape[1]
     told[1 : 1 + len(labels)] = labels
-    told = parallel.from_each(told, mesh)  # [P, 1 + share]
+    told = interprocess.from_each(told, mesh)  # [P, 1 + share]
     if not len(own):
         own = np.zeros((0, told[:, 0].max()), np.float32)
     return Apart(own, first, told[:, 1:].reshape(-1)[:n], mesh)
@@ -96,7 +96,7 @@ def gather(a: Apart) -> np.ndarray:
         own = a.own[start : start + step]
         block[: len(own)] = own
         past = min(share, start + step)
-        found[:, start:past] = parallel.from_each(block, a.mesh)[:, : past - start]
+        found[:, start:past] = interprocess.from_each(block, a.mesh)[:, : past - start]
     return found.reshape(-1, d)[:n]
 
 
@@ -140,12 +140,12 @@ def means(a: Apart, known: np.ndarray, f: Callable[[np.ndarray], np.ndarray]) ->
     for start in range(0, len(a.own), BLOCK):
         block = a.own[start : start + BLOCK][own[start : start + BLOCK]]
         total += np.sum(f(block), axis=0, dtype=np.float64)
-    return parallel.from_each(total, a.mesh).sum(0) / np.count_nonzero(known)
+    return interprocess.from_each(total, a.mesh).sum(0) / np.count_nonzero(known)
 
 
 def all_finite(a: Apart) -> bool:
     """Whether the features of all processes are finite; the same answer on each of them."""
-    return not parallel.from_each(np.int32([not finite(a.own)]), a.mesh).any()
+    return not interprocess.from_each(np.int32([not finite(a.own)]), a.mesh).any()
 
 
 def finite(x: np.ndarray) -> bool:

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from ssl_jax import parallel
+from ssl_jax import interprocess, parallel
 from ssl_jax.data import loader
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.evaluate import accuracy, apart, linear
@@ -309,7 +309,7 @@ def measure(
     for g in range(len(state.params.bias)):
         params = jax.tree.map(lambda p, g=g: p[g], state.params)
         found.append([float(total) for total in linear.sums(params, x, y, np.ones(len(y), bool))])
-    totals = parallel.from_each(np.asarray(found, np.float64), plain.mesh).sum(0)  # [g, 3]
+    totals = interprocess.from_each(np.asarray(found, np.float64), plain.mesh).sum(0)  # [g, 3]
     count = int(held.sum())
     return [
         (0.0, None) if broken else (right / count, cross_entropy / count)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ssl_jax import parallel
+from ssl_jax import interprocess, parallel
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate import apart
 
@@ -148,7 +148,7 @@ def _search_apart(by, bank, queries, k):
 
 def _join(near, bank):
     """The k best of the processes' k best."""
-    parallel.meet("neighbours", apart.DAY)
+    interprocess.meet("neighbours", apart.DAY)
     m, k = near.index.shape
     index = np.where(near.index >= 0, near.index + np.int32(bank.first), np.int32(-1))
     similarity, joined = np.empty_like(near.similarity), np.empty_like(index)
@@ -159,7 +159,7 @@ def _join(near, bank):
         # [P, q, k] -> [q, P·k]: processes in the order of their rows, so that the stable sort
         # leaves the earlier of equals in front, as `search` does.
         values, rows = (
-            np.moveaxis(parallel.from_each(x[few], bank.mesh), 0, 1).reshape(-1, processes * k)
+            np.moveaxis(interprocess.from_each(x[few], bank.mesh), 0, 1).reshape(-1, processes * k)
             for x in (near.similarity, index)
         )
         order = np.argsort(-values, axis=1, kind="stable")[:, :k]

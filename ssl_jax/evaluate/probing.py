@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict, config_dict
 
-from ssl_jax import host, parallel, workdir
+from ssl_jax import host, interprocess, parallel, workdir
 from ssl_jax.data import sources
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.evaluate import encoder, representation
@@ -148,7 +148,7 @@ def begin(
         config.cpu_devices or host.cpu_devices(rows or config.batch, block, cluster)
     )
     host.set_compile_cache(config.compile_cache)
-    parallel.connect(f"begin/{config.job}/{config.checkpoint}/{config.workdir}")
+    interprocess.connect(f"begin/{config.job}/{config.checkpoint}/{config.workdir}")
     return runs
 
 

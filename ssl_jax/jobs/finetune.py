@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, checkpoint, host, models, parallel, verify, workdir
+from ssl_jax import augment, checkpoint, host, interprocess, models, parallel, verify, workdir
 from ssl_jax import config as configs
 from ssl_jax.augment.erasing import Erasing
 from ssl_jax.augment.mixing import MODES, Mixing
@@ -456,7 +456,7 @@ def learn(
         def device_batches():
             for number, batch in enumerate(batches):
                 if number == 0:  # all have read their rows
-                    parallel.meet(f"begin/{o.folder}")
+                    interprocess.meet(f"begin/{o.folder}")
                 k = config.accumulate
                 split = {name: x.reshape(k, -1, *x.shape[1:]) for name, x in batch.items()}
                 yield parallel.put_batch(split, o.mesh, config.parallel)

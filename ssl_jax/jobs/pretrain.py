@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import checkpoint, host, parallel, workdir
+from ssl_jax import checkpoint, host, interprocess, parallel, workdir
 from ssl_jax import config as configs
 from ssl_jax.data import loader, resident, stall
 from ssl_jax.data.protocol import Lost
@@ -65,7 +65,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
             return 0
 
     experiment = assemble(config, cluster, saved)
-    parallel.connect(f"start/{folder}")
+    interprocess.connect(f"start/{folder}")
     experiment = settle(experiment, saved)
     leader = cluster.process == 0
     if leader:
@@ -238,7 +238,7 @@ def streamed(
     def to_devices():
         for number, batch in enumerate(batches):
             if number == 0:  # all have compiled, opened their logs and read their rows
-                parallel.meet(meeting)
+                interprocess.meet(meeting)
             split = {k: x.reshape(c.accumulate, -1, *x.shape[1:]) for k, x in batch.items()}
             yield parallel.put_batch(split, e.mesh, c.parallel)
 
@@ -266,7 +266,7 @@ def kept(
         if images is None:
             return
         images = parallel.put_whole(images, e.mesh)
-        parallel.meet(meeting)
+        interprocess.meet(meeting)
         for rows in resident.calls(
             e.train.examples,
             seed=c.seed,

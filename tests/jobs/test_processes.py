@@ -10,7 +10,7 @@ import pytest
 import tiny_run
 
 from ssl_jax import config as configs
-from ssl_jax import main, parallel, verify, workdir
+from ssl_jax import interprocess, main, verify, workdir
 from ssl_jax.evaluate import encoder
 from ssl_jax.jobs import pretrain
 from ssl_jax.methods.protocol import Run
@@ -161,7 +161,7 @@ def test_processes_connect_before_work_that_may_take_one_of_them_longer(
     def first_collective(*_, **__):
         raise Reached
 
-    monkeypatch.setattr(parallel, "connect", called.append)
+    monkeypatch.setattr(interprocess, "connect", called.append)
     monkeypatch.setattr(encoder, "restore", first_collective)
     monkeypatch.setattr(verify, "newest", first_collective)
     monkeypatch.setattr(pretrain, "compile_step", lambda e: None)
