@@ -1,9 +1,13 @@
 """A tiny SimCLR on the digits, as command line, and ways to run it and to probe it."""
 
+import atexit
+import functools
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 
 import jax
 
@@ -36,6 +40,19 @@ def arguments(workdir, *more):
 def run(workdir, *more):
     """Runs in this process, on its four devices; returns the exit code."""
     return main.main(arguments(workdir, *more))
+
+
+def finished(folder, seed=0):
+    """A finished run of 4 steps, for what reads one: trained once a process, copied to `folder`."""
+    shutil.copytree(_finished(seed), folder, dirs_exist_ok=True)
+
+
+@functools.cache
+def _finished(seed):
+    folder = tempfile.mkdtemp(prefix="ssl_jax_tiny_run_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    assert run(folder, "--config.steps=4", f"--config.seed={seed}") == 0
+    return folder
 
 
 def probe(job, checkpoint, *more, preset=""):

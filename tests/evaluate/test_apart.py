@@ -99,10 +99,12 @@ def two():
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
+    paths = [str(pathlib.Path(__file__).parent), str(REPOSITORY), os.environ["PYTHONPATH"]]
     env = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), str(REPOSITORY)]),
+        "PYTHONPATH": os.pathsep.join(paths),
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     processes = [
         subprocess.Popen(

@@ -43,7 +43,7 @@ def runs(tmp_path_factory):
     """Two finished runs that differ in their seed."""
     folder = tmp_path_factory.mktemp("finetune")
     for seed in (0, 1):
-        assert tiny_run.run(folder / str(seed), "--config.steps=4", f"--config.seed={seed}") == 0
+        tiny_run.finished(folder / str(seed), seed)
     return folder
 
 

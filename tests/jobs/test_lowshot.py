@@ -15,7 +15,7 @@ from ssl_jax.jobs import lowshot as job
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lowshot") / "run"
-    assert tiny_run.run(folder, "--config.steps=4") == 0
+    tiny_run.finished(folder)
     return folder
 
 

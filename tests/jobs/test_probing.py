@@ -20,7 +20,7 @@ def runs(tmp_path_factory):
     """Two finished runs that differ in their seed."""
     folder = tmp_path_factory.mktemp("probing")
     for seed in (0, 1):
-        assert tiny_run.run(folder / str(seed), "--config.steps=4", f"--config.seed={seed}") == 0
+        tiny_run.finished(folder / str(seed), seed)
     return folder
 
 

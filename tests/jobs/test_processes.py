@@ -96,7 +96,7 @@ def commands(run, into, devices, *more):
 def found(tmp_path_factory):
     """The folders of both, and what the two processes said."""
     folder = tmp_path_factory.mktemp("processes")
-    assert tiny_run.run(folder / "run", "--config.steps=4") == 0
+    tiny_run.finished(folder / "run")
     for argv in commands(folder / "run", folder / "one", 4):
         assert tiny_run.main.main(argv) == 0, argv
     with socket.socket() as s:

@@ -16,7 +16,7 @@ from ssl_jax.jobs import transfer
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("transfer") / "run"
-    assert tiny_run.run(folder, "--config.steps=4") == 0
+    tiny_run.finished(folder)
     return folder
 
 
