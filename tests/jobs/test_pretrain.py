@@ -83,7 +83,7 @@ def changes(content, path=()):
     """Every field of a result missing, and of other kinds: (path, a copy of the whole) each."""
     for key, value in content.items():
         yield (*path, key), {k: v for k, v in content.items() if k != key}
-        for odd in (None, "x", "1" * 400, [], {}, {"x": []}, -1, 10**400, float("nan"), True):
+        for odd in (None, "x", [], {"x": []}, 10**400, float("nan")):
             yield (*path, key), {**content, key: odd}
         if isinstance(value, dict):
             for where, inner in changes(value, (*path, key)):
@@ -144,7 +144,7 @@ def test_the_same_seed_gives_the_same_fingerprint_and_another_one_another(finish
 @pytest.mark.parametrize("mode", ["pmap", "jit"])
 def test_the_other_mappings_end_at_the_same_loss(finished, tmp_path, mode):
     assert tiny_run.run(tmp_path, f"--config.parallel={mode}", "--config.steps=4") == 0
-    assert tiny_run.run(tmp_path / "default", "--config.steps=4") == 0
+    tiny_run.finished(tmp_path / "default")
     mapped, default = (
         [r["loss"] for r in logs.read(f / "metrics.jsonl") if "loss" in r]
         for f in (tmp_path, tmp_path / "default")
@@ -182,7 +182,7 @@ def test_a_collapse_is_said_aloud_and_kept(tmp_path, monkeypatch, capsys):
 
 
 def test_a_last_step_that_was_skipped_does_not_spoil_the_result(tmp_path):
-    assert tiny_run.run(tmp_path, "--config.steps=4") == 0
+    tiny_run.finished(tmp_path)
     want = result(tmp_path)["collapse"]
     records = [r for r in logs.read(tmp_path / "metrics.jsonl") if "loss" in r]
     nothing = {"embedding_std": float("nan"), "embedding_rank": float("nan")}
