@@ -19,6 +19,7 @@ import shutil
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -388,16 +389,13 @@ def _orbax_is_silent():
     def others(record):
         return "/orbax/" not in record.pathname
 
-    def retrieved(record):  # a task of a failed save, collected later than it
-        return "exception was never retrieved" not in record.getMessage()
-
     def hook(seen):  # TensorStore's other writes, when one has failed
         if str(seen.exc_value) != "Event loop is closed":
             before(seen)
 
     logger, before = logging.getLogger("absl"), sys.unraisablehook
     logger.addFilter(others)
-    logging.getLogger("asyncio").addFilter(retrieved)
+    logging.getLogger("asyncio").addFilter(_of_no_save)  # stays
     sys.unraisablehook = hook
     try:
         with warnings.catch_warnings():
@@ -405,8 +403,14 @@ def _orbax_is_silent():
             yield
     finally:
         logger.removeFilter(others)
-        logging.getLogger("asyncio").removeFilter(retrieved)
         sys.unraisablehook = before
+
+
+def _of_no_save(record: logging.LogRecord) -> bool:
+    """False for what asyncio says of a failed save's tasks, which Python may collect much later."""
+    error = record.exc_info[1] if record.exc_info else None
+    frames = traceback.walk_tb(error.__traceback__ if error else None)
+    return not any("/orbax/" in frame.f_code.co_filename for frame, _ in frames)
 
 
 def abstract(tree: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import pathlib
 import pickle
@@ -341,6 +342,19 @@ def test_a_file_system_that_refuses_for_real(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("\n") == 1 and "1 is not saved (File too large)" in done.stderr
+
+
+@pytest.mark.parametrize("file, said", [("/x/orbax/a.py", False), ("/x/mine.py", True)])
+def test_asyncio_says_nothing_of_a_failed_save_and_all_of_others(file, said, tmp_path):
+    with checkpoint.open_manager(tmp_path, 2):
+        pass  # what comes later counts
+    try:
+        exec(compile("raise ValueError", file, "exec"))
+    except ValueError:
+        found = logging.LogRecord("asyncio", 40, file, 1, "never retrieved", (), sys.exc_info())
+    assert bool(logging.getLogger("asyncio").filter(found)) == said
+    plain = logging.LogRecord("asyncio", 40, file, 1, "slow", (), None)
+    assert logging.getLogger("asyncio").filter(plain)
 
 
 def test_logs_wait_in_memory_and_lose_no_line(tmp_path, capsys):
