@@ -154,9 +154,9 @@ def normalise(
         ∂x = scale · s · (∂y − mean(∂y) − x̂ · mean(∂y · x̂))
         ∂scale = Σ ∂y · x̂,  ∂bias = Σ ∂y
 
-    So x is all that is kept for it; JAX's own derivative keeps x − mean as well and, on CPU, reads
-    and writes maps two thirds again as often. (Where var is 0 for rounding alone, the official
-    derivative of the maximum in it would be 0; here it is not.)
+    So x is all that is kept for it; JAX's own derivative asks for x − mean as well and, on CPU,
+    takes a third more time (docs/performance.md). (Where rounding alone makes var 0, the derivative
+    of the maximum that holds it there is 0; this one goes on.)
 
     Args:
       x: float32 [b, …, C], or in groups [groups, g, …, C].

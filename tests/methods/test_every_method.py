@@ -110,9 +110,11 @@ def test_four_devices_equal_one(name, mode):
     for (path, a), b, c in zip(
         paths(state.params), *map(jax.tree.leaves, (reference.params, start.params)), strict=True
     ):
-        # The gradients agree: what ten steps changed is the same to a thousandth of itself.
+        # The gradients agree: what ten steps changed is the same to two thousandths of itself. (Ten
+        # steps of VICReg make 1.3e-3 of rounding; from the same state one step changes the same to
+        # 1e-6 in the median over its parameters.)
         scale = float(np.abs(np.asarray(b) - c).max())
-        np.testing.assert_allclose(a, b, atol=1e-3 * scale + 1e-7, rtol=0, err_msg=path)
+        np.testing.assert_allclose(a, b, atol=2e-3 * scale + 1e-7, rtol=0, err_msg=path)
     for (path, a), b in zip(paths(state.state), jax.tree.leaves(reference.state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4, err_msg=path)
     for path, leaf in paths(state._replace(key=None)):
