@@ -1,4 +1,4 @@
-"""What one device a core, malloc's settings and the weight gradient bring to a step on CPU.
+"""What one device a core, malloc's settings and our convolutions' gradients bring to a step on CPU.
 
     python -m benchmarks.cpu_step [--config configs/quickstart.py] [--rounds 5]
 
@@ -8,19 +8,23 @@ on all of them alike. Prints the median and the range over the rounds, and ratio
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
 
-VARIANTS = ("default", "one device", "malloc as it comes", "XLA's weight gradient")
+from ssl_jax import malloc
+
+HEAP, AS_IT_COMES = "malloc keeps its pages", "malloc as it comes"
+VARIANTS = ("default", "one device", HEAP, AS_IT_COMES, "XLA's gradients")
 
 
 def measure(config: str, variant: str, steps: int = 10) -> float:
     """Median seconds of one compiled step on a fixed batch, in this process."""
     from ssl_jax import host
 
-    if variant != "malloc as it comes":
+    if variant == HEAP:
         host.keep_memory_pages()
     import jax
     import numpy as np
@@ -29,7 +33,7 @@ def measure(config: str, variant: str, steps: int = 10) -> float:
     from ssl_jax import experiment, parallel
     from ssl_jax.models import conv
 
-    if variant == "XLA's weight gradient":
+    if variant == "XLA's gradients":
         conv.convolve = conv._forward
     c, _ = configs.load(config)
     if variant == "one device":
@@ -63,7 +67,12 @@ def main() -> None:
         for variant in VARIANTS:
             command = [sys.executable, "-m", "benchmarks.cpu_step"]
             command += ["--config", arguments.config, "--variant", variant]
-            out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            environment = dict(os.environ)
+            if variant not in (HEAP, AS_IT_COMES):
+                environment["GLIBC_TUNABLES"] = malloc.TUNABLE
+            out = subprocess.run(
+                command, capture_output=True, text=True, check=True, env=environment
+            ).stdout
             found[variant].append(json.loads(out.splitlines()[-1]))
     base = statistics.median(found["default"])
     for variant, seconds in found.items():

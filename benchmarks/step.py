@@ -8,8 +8,9 @@ Both sides build the same from one config: network, head, loss, optimizer, and t
 augmentation (torchvision's meaning of it, drawn for every image on its own). Ours is the step that
 `ssl_jax.main` runs, with its metrics, its check for values that are not finite and its devices; of
 the peer (step_torch.py) it is what its authors advise: channels_last for convolutions, fused
-optimizers, as many threads as cores, the same settings of malloc; on a GPU autocast and
-torch.compile besides. The batch is on the device before the clock starts, as uint8.
+optimizers, as many threads as cores; on a GPU autocast and torch.compile besides. On a CPU malloc
+is in huge pages for both (ssl_jax/malloc.py); the peer's keeps its pages besides, with which it is
+faster. The batch is on the device before the clock starts, as uint8.
 
 Every measurement is a process of its own, torch and JAX never in one, and the two take turns. A
 process gives the median of its steps, after two that are not timed. Both say how many parameters
@@ -39,6 +40,8 @@ import statistics
 import subprocess
 import sys
 import time
+
+from ssl_jax import malloc
 
 PEERS = ("ssl_jax", "torch")
 ON = {
@@ -328,6 +331,7 @@ def launch(module: str, text: str, arguments: list[str], device: str, limit: flo
     environment = dict(os.environ)
     if device == "cpu":
         environment["JAX_PLATFORMS"] = "cpu"
+        environment.setdefault("GLIBC_TUNABLES", malloc.TUNABLE)  # as ssl_jax.main does
     else:
         environment.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the peer knows one card
         if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in environment:  # the old name; both are an error

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-if __name__ == "__main__":  # before anything allocates, as ssl_jax.host.keep_memory_pages
+if __name__ == "__main__":  # before anything allocates; see step.py
     libc = ctypes.CDLL("libc.so.6")
     for setting in ((-4, 0), (-1, -1), (-8, 1)):
         libc.mallopt(*setting)

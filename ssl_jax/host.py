@@ -2,7 +2,8 @@
 
 XLA on CPU spreads one program poorly over the cores, so the library's own data parallelism, one
 device a core, is the fast way; and glibc, by default, gives every large buffer back to the kernel
-and faults its pages in again at the next step. `python -m benchmarks.cpu_step` measures both.
+and faults its pages in again at the next step, for which see malloc.py as well.
+`python -m benchmarks.cpu_step` measures both.
 """
 
 import ctypes
@@ -32,9 +33,9 @@ class Cluster(NamedTuple):
 def keep_memory_pages() -> bool:
     """Makes glibc's malloc keep its pages: no mmap, no trim at any size, one arena.
 
-    Call it before anything allocates. Returns False, and does nothing, without glibc, and where the
-    user has set malloc up: GLIBC_TUNABLES=glibc.malloc.hugetlb=1 takes half the memory for steps of
-    gigabytes, and a tenth more time (docs/performance.md).
+    The second best way, where malloc is not in huge pages. Call it before anything allocates.
+    Returns False, and does nothing, without glibc, and where GLIBC_TUNABLES sets malloc up, which
+    malloc.py or the user has done.
     """
     if "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
         return False

@@ -9,8 +9,13 @@ import os
 import pathlib
 import sys
 
-from ssl_jax import cluster, host, joining
-from ssl_jax.errors import UserError, near_misses
+from ssl_jax import malloc
+
+if __name__ == "__main__":  # before anything large is imported: it begins again from here
+    malloc.start_in_huge_pages()
+
+from ssl_jax import cluster, host, joining  # noqa: E402
+from ssl_jax.errors import UserError, near_misses  # noqa: E402
 
 JOBS = {
     "pretrain": "learn a representation from images without labels",
