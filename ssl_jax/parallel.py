@@ -181,37 +181,7 @@ def compile_step(
     Returns:
       f(state, batch) -> (state, metrics), the batch as `put_batch` lays it.
     """
-    if mode == "shard_map":
-        return jax.jit(
-            jax.shard_map(
-                functools.partial(step, axis=AXIS),
-                mesh=mesh,
-                in_specs=(P(), P(None, AXIS)),
-                out_specs=(P(), P()),
-                check_vma=False,
-            ),
-            donate_argnums=0,
-            compiler_options=_options(mesh),
-        )
-    if mode == "pmap":
-        return jax.pmap(
-            functools.partial(step, axis=AXIS),
-            axis_name=AXIS,
-            in_axes=(None, 0),
-            out_axes=(None, None),
-            donate_argnums=0,
-            devices=list(mesh.devices) if jax.process_count() == 1 else None,
-        )
-    if mode == "jit":
-        whole, rows = replicated(mesh), NamedSharding(mesh, P(None, AXIS))
-        return jax.jit(
-            functools.partial(step, axis=None),
-            in_shardings=(whole, rows),
-            out_shardings=(whole, whole),
-            donate_argnums=0,
-            compiler_options=_options(mesh),
-        )
-    raise ValueError(f"mode is {mode!r}; known: {', '.join(MODES)}")
+    return _compile(step, mesh, mode, 1)
 
 
 def compile_steps(
@@ -227,12 +197,17 @@ def compile_steps(
       f(state, whole, batch) -> (state, metrics), whole as `put_whole` lays it, the batch as
       `put_batch` does.
     """
+    return _compile(steps, mesh, mode, 2)
+
+
+def _compile(f: Callable[..., Any], mesh: Mesh, mode: str, whole: int) -> Callable[..., Any]:
+    """Maps f(…, batch, axis): `whole` arguments before the batch are whole on every device."""
     if mode == "shard_map":
         return jax.jit(
             jax.shard_map(
-                functools.partial(steps, axis=AXIS),
+                functools.partial(f, axis=AXIS),
                 mesh=mesh,
-                in_specs=(P(), P(), P(None, AXIS)),
+                in_specs=(*[P()] * whole, P(None, AXIS)),
                 out_specs=(P(), P()),
                 check_vma=False,
             ),
@@ -241,19 +216,19 @@ def compile_steps(
         )
     if mode == "pmap":
         return jax.pmap(
-            functools.partial(steps, axis=AXIS),
+            functools.partial(f, axis=AXIS),
             axis_name=AXIS,
-            in_axes=(None, None, 0),
+            in_axes=(*[None] * whole, 0),
             out_axes=(None, None),
             donate_argnums=0,
             devices=list(mesh.devices) if jax.process_count() == 1 else None,
         )
     if mode == "jit":
-        whole, rows = replicated(mesh), NamedSharding(mesh, P(None, AXIS))
+        on_all, rows = replicated(mesh), NamedSharding(mesh, P(None, AXIS))
         return jax.jit(
-            functools.partial(steps, axis=None),
-            in_shardings=(whole, whole, rows),
-            out_shardings=(whole, whole),
+            functools.partial(f, axis=None),
+            in_shardings=(*[on_all] * whole, rows),
+            out_shardings=(on_all, on_all),
             donate_argnums=0,
             compiler_options=_options(mesh),
         )
