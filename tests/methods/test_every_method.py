@@ -117,9 +117,11 @@ def test_four_devices_equal_one(name, mode):
     for (path, a), b, c in zip(
         paths(state.params), *map(jax.tree.leaves, (reference.params, start.params)), strict=True
     ):
-        # Ten steps make more of rounding (VICReg: 2.6e-3 of the change); of one step see below.
+        # What ten steps changed is the same to a thousandth of itself. (VICReg's make more of
+        # rounding, 2.6e-3 of the change; the next test holds it to a thousandth in every step.)
+        bound = 5e-3 if name == "vicreg" else 1e-3
         scale = float(np.abs(np.asarray(b) - c).max())
-        np.testing.assert_allclose(a, b, atol=5e-3 * scale + 1e-7, rtol=0, err_msg=path)
+        np.testing.assert_allclose(a, b, atol=bound * scale + 1e-7, rtol=0, err_msg=path)
     for (path, a), b in zip(paths(state.state), jax.tree.leaves(reference.state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4, err_msg=path)
     for path, leaf in paths(state._replace(key=None)):
