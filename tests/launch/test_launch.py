@@ -269,15 +269,24 @@ nap() { sleep "$1" > /dev/null 2>&1 & wait $!; }
 """
 
 
-def local(folder, behaves, *more, **how):
+def local(folder, behaves, *more, before=lambda: None, **how):
     (folder / "behaves").write_text(behaves)
     stand_in(folder, "python", PYTHON)
+
+    def prepare():
+        # Under nohup, or behind a shell's &, the tests inherit signals that are ignored, and bash
+        # cannot trap what it finds ignored.
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        before()
+
     return subprocess.Popen(
         [str(c) for c in (LOCAL, 3, *more, "--", "--config=x")],
         env=environment(folder, HERE=str(folder), BEHAVES=str(folder / "behaves")),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=prepare,
         **how,
     )
 
@@ -354,7 +363,7 @@ def test_local_passes_ctrl_c_on_a_terminal_on_once(tmp_path):
         heard,
         stdin=screen,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        before=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(screen)
     ready = tmp_path / "ready"
