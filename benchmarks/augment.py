@@ -93,21 +93,22 @@ def mapped(make, policy: dict, images):
     import numpy as np
     from jax.sharding import PartitionSpec as P
 
-    from ssl_jax import host, parallel
+    from ssl_jax.devices import layout
+    from ssl_jax.processes import host
 
     host.set_cpu_devices(host.cpu_devices(len(images), 1, host.Cluster(1, 0, 1)))
-    mesh = parallel.mesh()
+    mesh = layout.mesh()
     views = make(policy, images.shape[1])  # augmax computes in it: not before the devices are made
 
     def step(i, images):
         key = jax.random.fold_in(jax.random.key(0), i)
-        return views(key, images, parallel.AXIS)
+        return views(key, images, layout.AXIS)
 
-    rows = P(parallel.AXIS)
+    rows = P(layout.AXIS)
     f = jax.jit(
         jax.shard_map(step, mesh=mesh, in_specs=(P(), rows), out_specs=rows, check_vma=False)
     )
-    on_device = parallel.put_split(images, mesh)
+    on_device = layout.put_split(images, mesh)
     facts = {
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         "versions": versions("jax", "jaxlib", "dm-pix", "augmax"),
@@ -132,10 +133,10 @@ def one_by_one(view):
     """view(key, image [H, W, C]) of every image, each with the key of its row."""
     import jax
 
-    from ssl_jax import parallel
+    from ssl_jax.devices import collectives
 
     def views(key, images, axis):
-        return jax.vmap(view)(parallel.example_keys(key, len(images), axis), images)
+        return jax.vmap(view)(collectives.example_keys(key, len(images), axis), images)
 
     return views
 

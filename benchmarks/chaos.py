@@ -140,16 +140,16 @@ def end(processes: list[subprocess.Popen], patience: float) -> float | None:
 
 def readable(folder: pathlib.Path, like) -> list[str]:
     """Reads every finished checkpoint whole; what went wrong."""
-    from ssl_jax import checkpoint
+    from ssl_jax.checkpoints import store
     from ssl_jax.errors import UserError
 
     wrong = []
     if not (folder / "checkpoints").is_dir():
         return wrong
-    with checkpoint.open_manager(folder / "checkpoints", 2, read_only=True) as manager:
+    with store.open_manager(folder / "checkpoints", 2, read_only=True) as manager:
         for step in manager.all_steps():
             try:
-                checkpoint.restore(manager, step, like)
+                store.restore(manager, step, like)
             except UserError as error:
                 wrong.append(str(error))
     return wrong
@@ -159,7 +159,9 @@ def state_like(folder: pathlib.Path):
     """The shapes of the run's state, on the devices of this process."""
     import jax
 
-    from ssl_jax import experiment, host, workdir
+    from ssl_jax.processes import host
+    from ssl_jax.runs import workdir
+    from ssl_jax.train import experiment
 
     config = workdir.read_config(folder).config
     config.cpu_devices, config.compile_cache = jax.local_device_count(), ""
@@ -271,7 +273,7 @@ def main() -> int:
     root = arguments.folder or pathlib.Path(tempfile.mkdtemp(prefix="chaos_"))
     root.mkdir(parents=True, exist_ok=True)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax talks a lot
-    from ssl_jax import host
+    from ssl_jax.processes import host
 
     host.set_cpu_devices(1)
     begun = time.monotonic()

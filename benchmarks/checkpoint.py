@@ -29,10 +29,11 @@ def measure(folder: pathlib.Path, mib: int, rounds: int) -> list[dict[str, float
     import jax.numpy as jnp
     import numpy as np
 
-    from ssl_jax import checkpoint, manifest, parallel, verify
+    from ssl_jax.checkpoints import manifest, store, verify
+    from ssl_jax.devices import layout
     from ssl_jax.train.state import TrainState
 
-    whole = parallel.replicated(parallel.mesh())
+    whole = layout.replicated(layout.mesh())
     draw = np.random.default_rng(0)
     params = [draw.random((mib, 2**18 // 20), np.float32) for _ in range(20)]
     zero = np.int32(0)
@@ -40,11 +41,11 @@ def measure(folder: pathlib.Path, mib: int, rounds: int) -> list[dict[str, float
     state = jax.device_put(first, whole)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state)
     found = []
-    with checkpoint.open_manager(folder, keep=1) as manager:
+    with store.open_manager(folder, keep=1) as manager:
         for i in range(rounds):
             state = state._replace(step=jax.device_put(jnp.int32(i + 1), whole))
             begun = time.perf_counter()
-            checkpoint.save(manager, state)
+            store.save(manager, state)
             waited = time.perf_counter()
             manager.wait_until_finished()
             saved = time.perf_counter()
@@ -56,7 +57,7 @@ def measure(folder: pathlib.Path, mib: int, rounds: int) -> list[dict[str, float
             if verify.damage(step):
                 raise SystemExit(f"{step}: {verify.damage(step)}")
             verified = time.perf_counter()
-            jax.block_until_ready(checkpoint.restore(manager, i + 1, like))
+            jax.block_until_ready(store.restore(manager, i + 1, like))
             ended = time.perf_counter()
             seconds = (waited - begun, saved - begun, written - bare, verified - written)
             found.append(dict(zip(PARTS, (*seconds, ended - verified), strict=True)))

@@ -28,7 +28,7 @@ PARTS = ("gradients", "BatchNorm", "embeddings", "statistics", "queue", "metrics
 FILES = {
     "models/norm.py": "BatchNorm",
     "losses/spread.py": "metrics",
-    "train/queue.py": "queue",
+    "methods/parts/queue.py": "queue",
     "losses/instance.py": "queue",  # NPID's memory bank
     "methods/deepcluster_v2.py": "queue",
     "methods/sela_v2.py": "queue",
@@ -180,7 +180,7 @@ def repetitions(text: str) -> dict[str, int | None]:
 
 
 def sources(text: str) -> dict[int, str]:
-    """Number of a stack frame -> the innermost file of the package in it, below parallel.py."""
+    """Number of a stack frame -> the innermost file of the package in it, above devices/."""
     tables: dict[str, dict[int, str]] = {}
     title = None
     for line in text.splitlines():
@@ -200,7 +200,7 @@ def sources(text: str) -> dict[int, str]:
         while i in frames:
             place = places[int(frames[i]["file_location_id"])]
             file = inside(tables["FileNames"][int(place["file_name_id"])].strip('"'))
-            if file and file != "parallel.py":
+            if file and not file.startswith("devices/"):
                 return file
             i = int(frames[i].get("parent_frame_id", 0)) - shift
         return ""
@@ -234,10 +234,11 @@ def prepare(
     Returns:
       ssl_jax.experiment.Experiment; its batch is a multiple of what the devices can share.
     """
-    from ssl_jax import config as configs
-    from ssl_jax import experiment, host
+    from ssl_jax.contract.method import Run
     from ssl_jax.methods import METHODS
-    from ssl_jax.methods.protocol import Run
+    from ssl_jax.processes import host
+    from ssl_jax.runs import config as configs
+    from ssl_jax.train import experiment
 
     c, _ = configs.load(f"configs/{name}.py:{preset}")
     c.data.source, c.data.classes, c.evaluate.split = "synthetic", 0, "holdout"
@@ -254,7 +255,8 @@ def compile_text(e) -> str:
     """The optimised HLO of an experiment's step."""
     import jax
 
-    from ssl_jax import experiment, parallel
+    from ssl_jax.devices import layout
+    from ssl_jax.train import experiment
 
     c, b = e.config, e.config.batch // e.config.accumulate
     rows = {"image": ((b, *e.train.shape), "uint8"), "index": ((b,), "int32")}
@@ -262,7 +264,7 @@ def compile_text(e) -> str:
     batch = {
         k: jax.ShapeDtypeStruct((c.accumulate, *shape), dtype) for k, (shape, dtype) in rows.items()
     }
-    batch = parallel.like_batch(batch, e.mesh, c.parallel)
+    batch = layout.like_batch(batch, e.mesh, c.parallel)
     # No time for code that never runs; what is sent is settled before it is made.
     quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     return e.step.lower(experiment.like(e), batch).compile(compiler_options=quick).as_text()

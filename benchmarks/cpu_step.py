@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from ssl_jax import malloc
+from ssl_jax.processes import malloc
 
 HEAP, AS_IT_COMES = "malloc keeps its pages", "malloc as it comes"
 VARIANTS = ("default", "one device", HEAP, AS_IT_COMES, "XLA's gradients")
@@ -22,16 +22,17 @@ VARIANTS = ("default", "one device", HEAP, AS_IT_COMES, "XLA's gradients")
 
 def measure(config: str, variant: str, steps: int = 10) -> float:
     """Median seconds of one compiled step on a fixed batch, in this process."""
-    from ssl_jax import host
+    from ssl_jax.processes import host
 
     if variant == HEAP:
         host.keep_memory_pages()
     import jax
     import numpy as np
 
-    from ssl_jax import config as configs
-    from ssl_jax import experiment, parallel
+    from ssl_jax.devices import layout
     from ssl_jax.models import conv
+    from ssl_jax.runs import config as configs
+    from ssl_jax.train import experiment
 
     if variant == "XLA's gradients":
         conv.convolve = conv._forward
@@ -42,7 +43,7 @@ def measure(config: str, variant: str, steps: int = 10) -> float:
     state = e.create(jax.random.key(0))
     rows = e.train.read(np.arange(c.batch))
     batch = {k: x.reshape(c.accumulate, -1, *x.shape[1:]) for k, x in rows.items()}
-    batch = parallel.put_batch(batch, e.mesh, c.parallel)
+    batch = layout.put_batch(batch, e.mesh, c.parallel)
     seconds = []
     for _ in range(steps + 2):
         start = time.perf_counter()

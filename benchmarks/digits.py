@@ -17,8 +17,8 @@ import subprocess
 import sys
 
 from benchmarks import cores
-from ssl_jax import config as configs
 from ssl_jax.methods import METHODS
+from ssl_jax.runs import config as configs
 
 COLUMNS = ("kNN", "linear", "images/s", "memory (GiB)", "wall (s)")
 

@@ -412,7 +412,7 @@ def damaged(count: int, seed: int, bombs: Sequence[Bomb] = BOMBS) -> Iterator[Da
 
 def read_one(folder: str) -> tuple[str, str]:
     """Reads the first of the two pictures of a folder as a run would: ('read' …, reason)."""
-    from ssl_jax.data.folder import open_folder
+    from ssl_jax.data.sources.folder import open_folder
 
     fields = {"size": 224, "channels": 3, "fit": "crop", "labels": False, "max_bad": 1.0}
     splits = {"cache_bytes": 0, "train_split": "train", "test_split": "test"}

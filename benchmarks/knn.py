@@ -52,7 +52,7 @@ def prepare(peer: str, x, labels, k: int):
     import numpy as np
 
     if peer == "ssl_jax":
-        from ssl_jax.evaluate import knn, neighbours
+        from ssl_jax.evaluate.probes import knn, neighbours
 
         def predict(y, bank=x):
             near = neighbours.by_cosine(bank, y, k)
@@ -79,7 +79,7 @@ def prepare(peer: str, x, labels, k: int):
 
 def measure(peer: str, bank: int, queries: int, width: int, k: int) -> dict:
     """Seconds, memory in bytes and predictions of one peer, in this process."""
-    from ssl_jax import host
+    from ssl_jax.processes import host
 
     if peer == "ssl_jax":  # as ssl_jax.main does
         host.keep_memory_pages()

@@ -25,9 +25,11 @@ def measure(run: pathlib.Path) -> dict[str, float]:
     import numpy as np
     from sklearn.linear_model import LogisticRegression
 
-    from ssl_jax import config as configs
-    from ssl_jax import host
-    from ssl_jax.evaluate import apart, linear, linear_sgd, probing, run_features
+    from ssl_jax.evaluate import probing
+    from ssl_jax.evaluate.features import apart, run_features
+    from ssl_jax.evaluate.probes import linear, linear_sgd
+    from ssl_jax.processes import host
+    from ssl_jax.runs import config as configs
 
     config, _ = configs.load("configs/linear.py:sgd")
     config.checkpoint = str(run)

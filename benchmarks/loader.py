@@ -66,8 +66,8 @@ def make_folder(folder: pathlib.Path, pictures: int, classes: int = 16) -> None:
 
 def ours(folder: str, size: int, batch: int, workers: int):
     """Batches of the library's loader, as a run opens it, with nothing kept in memory."""
-    from ssl_jax import config
     from ssl_jax.data import loader, sources
+    from ssl_jax.runs import config
 
     del workers
     data = config.defaults().data
@@ -116,7 +116,7 @@ def grain(folder: str, size: int, batch: int, workers: int):
     import grain
     from absl import flags
 
-    from ssl_jax.data import decode
+    from ssl_jax.data.decode import picture as decode
 
     flags.FLAGS.mark_as_parsed()  # its processes read flags, which absl.app would have parsed
 
@@ -143,7 +143,7 @@ def listing(folder: str) -> tuple[list[str], list[int]]:
 def measure(peer: str, folder: str, size: int, batch: int, images: int, workers: int) -> dict:
     """{'seconds', 'images'} of one peer in this process, from its first full buffers on."""
     if peer == "ssl_jax":
-        from ssl_jax import host
+        from ssl_jax.processes import host
 
         host.keep_memory_pages()  # as ssl_jax.main does
         made = ours(folder, size, batch, workers)

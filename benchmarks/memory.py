@@ -87,7 +87,8 @@ def measure(name: str, preset: str, devices: int, fields: Mapping[str, Any]) -> 
     import jax
     import jax.numpy as jnp
 
-    from ssl_jax import experiment, parallel
+    from ssl_jax.devices import layout
+    from ssl_jax.train import experiment
 
     e = collectives.prepare(name, preset, devices, "shard_map", fields)
     c, rows = e.config, e.config.batch // e.config.accumulate
@@ -97,7 +98,7 @@ def measure(name: str, preset: str, devices: int, fields: Mapping[str, Any]) -> 
         "label": jax.ShapeDtypeStruct((c.accumulate, rows), jnp.int32),
     }
     state = experiment.like(e)
-    lowered = e.step.lower(state, parallel.like_batch(batch, e.mesh, c.parallel))
+    lowered = e.step.lower(state, layout.like_batch(batch, e.mesh, c.parallel))
     # On CPU, no time for code that never runs: buffers are settled before it is made.
     quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     compiled = lowered.compile(quick if jax.default_backend() == "cpu" else None)

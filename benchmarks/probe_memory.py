@@ -43,7 +43,7 @@ def main() -> None:
 
 def work(args: argparse.Namespace) -> None:
     """One process: measures and prints a line."""
-    from ssl_jax import host
+    from ssl_jax.processes import host
 
     host.keep_memory_pages()
     import jax
@@ -51,7 +51,7 @@ def work(args: argparse.Namespace) -> None:
     jax.config.update("jax_num_cpu_devices", 2 // args.processes)
     if args.processes > 1:
         jax.distributed.initialize(f"localhost:{args.port}", args.processes, args.process)
-    from ssl_jax.evaluate import linear
+    from ssl_jax.evaluate.probes import linear
 
     linear.fit = functools.partial(linear.fit, max_steps=3)
     linear.RANGE = (1.0, 1.0)  # one C, no further ones
@@ -68,13 +68,14 @@ def work(args: argparse.Namespace) -> None:
 
 def measure(solver: str, n: int) -> tuple[float, float, float]:
     """(memory before the features, features kept, peak), MiB."""
-    from ssl_jax import parallel
-    from ssl_jax.evaluate import apart, linear, linear_sgd
+    from ssl_jax.devices import layout
+    from ssl_jax.evaluate.features import apart
+    from ssl_jax.evaluate.probes import linear, linear_sgd
 
     y = np.random.default_rng(0).integers(0, CLASSES, n).astype(np.int32)
     test = (noise(np.arange(TEST)), y[:TEST], CLASSES)
     before = memory("VmRSS")
-    train = apart.extract(lambda rows: (noise(rows), y[rows]), np.arange(n), parallel.mesh())
+    train = apart.extract(lambda rows: (noise(rows), y[rows]), np.arange(n), layout.mesh())
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     if solver == "lbfgs":
         linear.probe_apart(train, *test, grid=(1.0,))

@@ -34,16 +34,16 @@ def measure(a: argparse.Namespace, at_once: int | None, resident: bool | None) -
     Returns:
       {'rate': images a second, 'device'}.
     """
-    from ssl_jax import host
+    from ssl_jax.processes import host
 
     host.keep_memory_pages()
     import jax
     import numpy as np
 
-    from ssl_jax import config as configs
-    from ssl_jax import experiment, parallel
+    from ssl_jax.devices import layout
     from ssl_jax.jobs import pretrain
-    from ssl_jax.train import loop
+    from ssl_jax.runs import config as configs
+    from ssl_jax.train import experiment, loop
 
     c, _ = configs.load(a.config)
     c.batch, c.model.dtype = a.batch or c.batch, a.dtype or c.model.dtype
@@ -60,7 +60,7 @@ def measure(a: argparse.Namespace, at_once: int | None, resident: bool | None) -
     if at_once is None:
         rows = e.train.read(np.arange(c.batch))
         rows = {k: x.reshape(c.accumulate, -1, *x.shape[1:]) for k, x in rows.items()}
-        fixed = parallel.put_batch(rows, e.mesh, c.parallel)
+        fixed = layout.put_batch(rows, e.mesh, c.parallel)
         batches = (fixed for _ in range(calls + 2))
     else:
         _, batches = (pretrain.kept if resident else pretrain.streamed)(e, 0, "begin")

@@ -235,7 +235,7 @@ def rest(sent: dict | None, batch: int) -> tuple[float, int]:
 
 def limit_table(preset: str) -> str:
     """Markdown: what grows with the batch B, on every device of n, b = B / n rows each."""
-    from ssl_jax import config as configs
+    from ssl_jax.runs import config as configs
 
     simclr, moco, swav = (
         configs.load(f"configs/{name}.py:{preset}")[0].method

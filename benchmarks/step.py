@@ -9,8 +9,8 @@ augmentation (torchvision's meaning of it, drawn for every image on its own). Ou
 `ssl_jax.main` runs, with its metrics, its check for values that are not finite and its devices; of
 the peer (step_torch.py) it is what its authors advise: channels_last for convolutions, fused
 optimizers, as many threads as cores; on a GPU autocast and torch.compile besides. On a CPU malloc
-is in huge pages for both (ssl_jax/malloc.py); the peer's keeps its pages besides, with which it is
-faster. The batch is on the device before the clock starts, as uint8.
+is in huge pages for both (processes/malloc.py); the peer's keeps its pages besides, with which it
+is faster. The batch is on the device before the clock starts, as uint8.
 
 Every measurement is a process of its own, torch and JAX never in one, and the two take turns. A
 process gives the median of its steps, after two that are not timed. Both say how many parameters
@@ -41,7 +41,7 @@ import subprocess
 import sys
 import time
 
-from ssl_jax import malloc
+from ssl_jax.processes import malloc
 
 PEERS = ("ssl_jax", "torch")
 ON = {
@@ -71,9 +71,9 @@ def config(case: str, batch: int | None, tiny: bool):
     """
     from ml_collections import ConfigDict
 
-    from ssl_jax import config as configs
     from ssl_jax.augment import policies
-    from ssl_jax.train import optimizers
+    from ssl_jax.optim import optimizers
+    from ssl_jax.runs import config as configs
 
     # What kornia draws: torchvision's colours and boxes, bilinear without antialias.
     kornia = {"box": "torchvision", "interpolation": "bilinear", "antialias": False}
@@ -226,7 +226,7 @@ def measure(c, steps: int, each: int, gpu: bool) -> dict:
       SystemExit: there is no GPU.
     """
     start = time.perf_counter()
-    from ssl_jax import host
+    from ssl_jax.processes import host
 
     host.keep_memory_pages()
     import flax
@@ -236,8 +236,9 @@ def measure(c, steps: int, each: int, gpu: bool) -> dict:
     import optax
     from jax.sharding import PartitionSpec as P
 
-    from ssl_jax import experiment, parallel
-    from ssl_jax.methods.protocol import Context
+    from ssl_jax.contract.method import Context
+    from ssl_jax.devices import layout
+    from ssl_jax.train import experiment
 
     if gpu and jax.default_backend() != "gpu":
         sys.exit("JAX finds no GPU here; --device gpu --tiny tries the harness without one")
@@ -245,7 +246,7 @@ def measure(c, steps: int, each: int, gpu: bool) -> dict:
     state = e.create(jax.random.key(c.seed))
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     rows = e.train.read(np.arange(c.batch))
-    batch = parallel.put_batch({k: x[None] for k, x in rows.items()}, e.mesh, c.parallel)
+    batch = layout.put_batch({k: x[None] for k, x in rows.items()}, e.mesh, c.parallel)
     traced = e.step.trace(state, batch)
     count = flops(traced.jaxpr, "cpu" if jax.default_backend() == "cpu" else "cuda")
     lowered = traced.lower()
@@ -256,10 +257,10 @@ def measure(c, steps: int, each: int, gpu: bool) -> dict:
 
     def draw(key, rows):
         zero = jnp.zeros((), jnp.int32)
-        ctx = Context(zero, zero, jnp.zeros(()), key, parallel.AXIS)
+        ctx = Context(zero, zero, jnp.zeros(()), key, layout.AXIS)
         return e.method.views(key, {k: x[0] for k, x in rows.items()}, ctx)
 
-    specs = {"in_specs": (P(), P(None, parallel.AXIS)), "out_specs": P(parallel.AXIS)}
+    specs = {"in_specs": (P(), P(None, layout.AXIS)), "out_specs": P(layout.AXIS)}
     draw = jax.jit(jax.shard_map(draw, mesh=e.mesh, check_vma=False, **specs))
     key = jax.random.key(0)
 
@@ -504,13 +505,13 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", help="ours, once, in this process")
     a = parser.parse_args()
     if a.describe:
-        from ssl_jax import config as configs
+        from ssl_jax.runs import config as configs
 
         for case in a.cases:
             print(json.dumps(json.loads(configs.to_json(config(case, a.batch, a.tiny)))))
         return
     if a.measure:
-        from ssl_jax import config as configs
+        from ssl_jax.runs import config as configs
 
         c = configs.from_json(sys.stdin.read())
         each = a.each or (1 if a.device == "cpu" else 10)

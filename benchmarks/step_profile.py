@@ -435,13 +435,14 @@ def measure(c, steps: int, top: int, gpu: bool, keep: str | None) -> dict:
     Raises:
       SystemExit: there is no GPU, or the trace has no events of a device.
     """
-    from ssl_jax import host
+    from ssl_jax.processes import host
 
     host.keep_memory_pages()
     import jax
     import numpy as np
 
-    from ssl_jax import experiment, parallel
+    from ssl_jax.devices import layout
+    from ssl_jax.train import experiment
 
     if gpu and jax.default_backend() != "gpu":
         sys.exit("JAX finds no GPU here; --device gpu --tiny tries the harness without one")
@@ -453,7 +454,7 @@ def measure(c, steps: int, top: int, gpu: bool, keep: str | None) -> dict:
     measured = cpu_peaks() if on_cpu else tuple(count * x for x in gpu_peaks())
     state = e.create(jax.random.key(c.seed))
     rows = e.train.read(np.arange(c.batch))
-    batch = parallel.put_batch({k: x[None] for k, x in rows.items()}, e.mesh, c.parallel)
+    batch = layout.put_batch({k: x[None] for k, x in rows.items()}, e.mesh, c.parallel)
     traced = e.step.trace(state, batch)
     platform = "cpu" if on_cpu else "cuda"
     flops = [whole.flops(traced.jaxpr, platform, scope) for scope in ("", "views")]
@@ -606,7 +607,7 @@ def main() -> None:
         if a.device == "gpu":
             asked = os.environ.get("XLA_FLAGS", "")
             os.environ["XLA_FLAGS"] = f"{asked} --xla_gpu_enable_command_buffer=".strip()
-        from ssl_jax import config as configs
+        from ssl_jax.runs import config as configs
 
         c = configs.from_json(sys.stdin.read())
         keep = a.keep and str(a.keep / time.strftime("%H%M%S"))

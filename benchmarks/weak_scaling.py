@@ -48,8 +48,10 @@ def measure(
     import jax
     import numpy as np
 
-    from ssl_jax import config as configs
-    from ssl_jax import experiment, host, interprocess, parallel
+    from ssl_jax.devices import layout
+    from ssl_jax.processes import host, talk
+    from ssl_jax.runs import config as configs
+    from ssl_jax.train import experiment
 
     host.keep_memory_pages()
     processes = n if kind == "processes" else 1
@@ -61,10 +63,10 @@ def measure(
     state = e.create(jax.random.key(0))
     here = c.batch // processes
     read = e.train.read(np.arange(here) + process * here)
-    batch = parallel.put_batch({k: x[None] for k, x in read.items()}, e.mesh, c.parallel)
+    batch = layout.put_batch({k: x[None] for k, x in read.items()}, e.mesh, c.parallel)
     step = experiment.compile_step(e)
     # Processes on one core are done with compiling minutes apart; Gloo waits half of one.
-    interprocess.meet("weak_scaling")
+    talk.meet("weak_scaling")
     wall = []
     for i in range(steps + 2):
         if i == 2:

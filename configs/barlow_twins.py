@@ -17,9 +17,9 @@ Expected:
 
 from ml_collections import ConfigDict
 
-from ssl_jax import config as configs
 from ssl_jax.augment import policies
-from ssl_jax.train import optimizers
+from ssl_jax.optim import optimizers
+from ssl_jax.runs import config as configs
 
 # GPUs of the official run (README). Its gradient is 1/GPUS of the gradient of the loss, because the
 # all-reduce of the correlations is outside autograd; ours is the gradient of the loss.

@@ -19,9 +19,9 @@ Expected:
 
 from ml_collections import ConfigDict
 
-from ssl_jax import config as configs
 from ssl_jax.augment import policies
-from ssl_jax.train import optimizers
+from ssl_jax.optim import optimizers
+from ssl_jax.runs import config as configs
 
 
 def imagenet() -> ConfigDict:

@@ -16,7 +16,7 @@ Expected:
 
 from ml_collections import ConfigDict
 
-from ssl_jax import config as configs
+from ssl_jax.runs import config as configs
 
 
 def imagenet() -> ConfigDict:

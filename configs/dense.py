@@ -18,11 +18,12 @@ Expected, of runs that learned from 4,000 scenes without labels for 310 steps (m
 
 from ml_collections import ConfigDict, config_dict
 
-from ssl_jax.evaluate import dense_depth, probing
+from ssl_jax.evaluate import probing
+from ssl_jax.evaluate.dense import depth
 
 
 def get_config() -> ConfigDict:
-    """DINOv2's linear protocol; see ssl_jax/evaluate/dense*.py for what differs."""
+    """DINOv2's linear protocol; see ssl_jax/evaluate/dense/ for what differs."""
     c = probing.defaults("dense")
     c.task = "both"  # segment | depth | both
     c.stage = config_dict.placeholder(int)  # stage of a ResNet, block of a ViT; None: the last
@@ -35,7 +36,7 @@ def get_config() -> ConfigDict:
     c.weight_decays = (1e-4,)  # of segmentation; official: 1e-4
     c.epochs = 10.0  # of segmentation
     c.step_batch = 16  # images of a step of segmentation, as official
-    c.ridges = dense_depth.RIDGES  # of depth
+    c.ridges = depth.RIDGES  # of depth
     c.data.source = "scenes"
     c.data.size = config_dict.placeholder(int)  # None: as the run's probes see images
     return c

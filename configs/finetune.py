@@ -27,7 +27,7 @@ from ml_collections import ConfigDict, config_dict
 
 from ssl_jax.augment import policies
 from ssl_jax.evaluate import probing
-from ssl_jax.train import optimizers
+from ssl_jax.optim import optimizers
 
 
 def defaults() -> ConfigDict:

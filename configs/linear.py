@@ -27,7 +27,8 @@ Expected: linear_top1 as in the run's result.json (lbfgs). Another data set:
 
 from ml_collections import ConfigDict
 
-from ssl_jax.evaluate import linear, linear_sgd, probing
+from ssl_jax.evaluate import probing
+from ssl_jax.evaluate.probes import linear, linear_sgd
 
 
 def lbfgs() -> ConfigDict:

@@ -15,7 +15,8 @@ it is the same for every checkpoint; fine-tuning on the first draw's lists: conf
 
 from ml_collections import ConfigDict
 
-from ssl_jax.evaluate import linear, probing
+from ssl_jax.evaluate import probing
+from ssl_jax.evaluate.probes import linear
 
 
 def get_config() -> ConfigDict:

@@ -20,8 +20,8 @@ on the same device: see configs/moco_v1.py on what to set for several devices.
 
 from ml_collections import ConfigDict
 
-from ssl_jax import config as configs
 from ssl_jax.augment import policies
+from ssl_jax.runs import config as configs
 
 
 def imagenet() -> ConfigDict:

@@ -14,9 +14,9 @@ Expected:
 
 from ml_collections import ConfigDict
 
-from ssl_jax import config as configs
 from ssl_jax.augment import policies
-from ssl_jax.train import optimizers
+from ssl_jax.optim import optimizers
+from ssl_jax.runs import config as configs
 
 # What cifar.py normalises with; the deviation is an average over images, not over all pixels.
 CIFAR10_STD = (0.2023, 0.1994, 0.2010)

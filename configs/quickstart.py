@@ -7,7 +7,7 @@ Expected: measured in README.md and docs/results.md.
 
 from ml_collections import ConfigDict
 
-from ssl_jax import config as configs
+from ssl_jax.runs import config as configs
 
 
 def get_config() -> ConfigDict:

@@ -16,9 +16,9 @@ BatchNorm statistics are those of `group` rows, and the teacher's rows change pl
 
 from ml_collections import ConfigDict
 
-from ssl_jax import config as configs
 from ssl_jax.augment import policies
-from ssl_jax.train import optimizers
+from ssl_jax.optim import optimizers
+from ssl_jax.runs import config as configs
 
 
 def imagenet() -> ConfigDict:

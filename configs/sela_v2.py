@@ -16,8 +16,8 @@ Expected:
 
 from ml_collections import ConfigDict
 
-from ssl_jax import config as configs
 from ssl_jax.augment import policies
+from ssl_jax.runs import config as configs
 
 
 def imagenet() -> ConfigDict:

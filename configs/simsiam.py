@@ -22,9 +22,9 @@ Ablations of the paper (figure 2, table 1):
 
 from ml_collections import ConfigDict
 
-from ssl_jax import config as configs
 from ssl_jax.augment import policies
-from ssl_jax.train import optimizers
+from ssl_jax.optim import optimizers
+from ssl_jax.runs import config as configs
 
 
 def imagenet() -> ConfigDict:

@@ -21,7 +21,8 @@ are left out.
 
 from ml_collections import ConfigDict, config_dict
 
-from ssl_jax.evaluate import average_precision, linear, probing
+from ssl_jax.evaluate import probing
+from ssl_jax.evaluate.probes import average_precision, linear
 
 
 def get_config() -> ConfigDict:

@@ -9,13 +9,13 @@ import os
 import pathlib
 import sys
 
-from ssl_jax import malloc
+from ssl_jax.processes import malloc
 
 if __name__ == "__main__":  # before anything large is imported: it begins again from here
     malloc.start_in_huge_pages()
 
-from ssl_jax import cluster, host, joining  # noqa: E402
 from ssl_jax.errors import UserError, near_misses  # noqa: E402
+from ssl_jax.processes import find, host, join  # noqa: E402
 
 JOBS = {
     "pretrain": "learn a representation from images without labels",
@@ -88,15 +88,15 @@ def run(argv: list[str]) -> int:
     from absl import flags
     from absl import logging as absl_logging
 
-    from ssl_jax import config as configs
+    from ssl_jax.runs import config as configs
 
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax and TFDS talk a lot
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     config, name, values = parse(argv, flags, configs)
     if config.job not in JOBS:
         raise UserError(f"config.job is {config.job!r}.{near_misses(config.job, JOBS)}")
-    given = cluster.Flags(values.coordinator, values.processes, values.process)
-    processes = joining.join(cluster.find(given, os.environ, cluster.on_tpu_vm()))
+    given = find.Flags(values.coordinator, values.processes, values.process)
+    processes = join.join(find.find(given, os.environ, find.on_tpu_vm()))
     job = importlib.import_module(f"ssl_jax.jobs.{config.job}")
     return job.run(config, processes, name)
 
@@ -163,8 +163,8 @@ def take_config(argv: list[str]) -> tuple[str, list[str]]:
 
 def help_text() -> str:
     """Flags, jobs, methods, configs with their presets, examples."""
-    from ssl_jax import config as configs
     from ssl_jax.methods import METHODS
+    from ssl_jax.runs import config as configs
 
     lines = [FLAGS, "", "jobs:"]
     lines += [f"  {name:<11}{text}" for name, text in JOBS.items()]
@@ -180,4 +180,4 @@ def help_text() -> str:
 
 
 if __name__ == "__main__":
-    joining.leave(main, sys.argv[1:])
+    join.leave(main, sys.argv[1:])

@@ -33,7 +33,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 gc.set_threshold(50_000, 10, 10)
 
 # What takes longest begins first, so that no worker is left alone with it at the end.
-FIRST = ("jobs", "launch", ".", "evaluate", "methods", "models", "train")
+FIRST = ("jobs", "launch", "checkpoints", "processes", "evaluate", "methods", "models", "train")
 
 
 def pytest_collection_modifyitems(items):
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items):
     here = pathlib.Path(__file__).parent
 
     def place(item):
-        folder = os.path.relpath(item.path.parent, here)
+        folder = item.path.relative_to(here).parts[0]
         return FIRST.index(folder) if folder in FIRST else len(FIRST)
 
     items.sort(key=place)

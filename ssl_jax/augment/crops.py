@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ssl_jax import parallel
 from ssl_jax.augment import pipeline
 from ssl_jax.augment.policies import Policy
+from ssl_jax.devices import collectives
 
 LARGE = 32  # pixels; views from that size on are made one by one on CPU
 
@@ -33,7 +33,7 @@ def undrawn(v: int, key: jax.Array, image: jax.Array, axis: str | None) -> Undra
       v: views of an image.
       key, image, axis: as for `crops`.
     """
-    keys = parallel.example_keys(key, len(image), axis)
+    keys = collectives.example_keys(key, len(image), axis)
     return Undrawn(image, jax.vmap(lambda k: jax.random.split(k, v))(keys))
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives
 
 MODES = ("batch", "elem")
 
@@ -94,7 +94,7 @@ def mix(
     if mixing.mode == "batch":
         drawn = draw(mixing, key, height, width)
     elif mixing.mode == "elem":
-        keys = parallel.example_keys(key, b, axis)
+        keys = collectives.example_keys(key, b, axis)
         drawn = jax.vmap(lambda k: draw(mixing, k, height, width))(keys)
     else:
         raise ValueError(f"mixing.mode is {mixing.mode!r}; known: {', '.join(MODES)}")

@@ -29,7 +29,7 @@ def apply(
 
     Args:
       policy: see `policies.make`.
-      keys: typed keys [b], one for each image (`parallel.example_keys`).
+      keys: typed keys [b], one for each image (`collectives.example_keys`).
       images: uint8 [b, H, W, C], C is 1 or 3.
       one_by_one: on CPU, finish an image before the next is begun: it stays in the core's cache,
         and what does not happen to it takes no time. The same views up to rounding. (Not for a

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 
-from ssl_jax.data.protocol import Lost, Source
+from ssl_jax.contract.source import Lost, Source
 from ssl_jax.errors import UserError
 
 log = logging.getLogger(__name__)

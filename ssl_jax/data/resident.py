@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ssl_jax.contract.source import Source
 from ssl_jax.data import loader
-from ssl_jax.data.protocol import Source
 
 SHARE = 1 / 8  # of a device's memory that images may take without being asked for
 PIECE = 256  # rows read at a time

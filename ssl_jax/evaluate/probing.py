@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict, config_dict
 
-from ssl_jax import host, interprocess, parallel, workdir
 from ssl_jax.data import sources
+from ssl_jax.devices import layout
 from ssl_jax.errors import UserError, near_misses
-from ssl_jax.evaluate import encoder, representation
+from ssl_jax.evaluate.features import encoder, representation
+from ssl_jax.processes import host, talk
+from ssl_jax.runs import workdir
 
 SPLITS = ("test", "holdout")
 # `config.features` of the jobs that have it: see run_features.py.
@@ -148,7 +150,7 @@ def begin(
         config.cpu_devices or host.cpu_devices(rows or config.batch, block, cluster)
     )
     host.set_compile_cache(config.compile_cache)
-    interprocess.connect(f"begin/{config.job}/{config.checkpoint}/{config.workdir}")
+    talk.connect(f"begin/{config.job}/{config.checkpoint}/{config.workdir}")
     return runs
 
 
@@ -208,7 +210,7 @@ def open_run(
     Raises:
       UserError: no checkpoint, no labels where they are needed, or data that cannot be opened.
     """
-    mesh = parallel.mesh()
+    mesh = layout.mesh()
     restored = encoder.restore(run, mesh)
     data = data_of(restored.saved.config.data, config.data, labels)
     train = sources.open_source(data, "train")

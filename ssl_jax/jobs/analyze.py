@@ -4,25 +4,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import host
 from ssl_jax.errors import UserError
-from ssl_jax.evaluate import (
-    collapse,
-    encoder,
-    knn,
-    linear,
-    probing,
-    representation,
-    run_features,
-    similarity,
-)
+from ssl_jax.evaluate import probing
+from ssl_jax.evaluate.features import encoder, representation, run_features
+from ssl_jax.evaluate.health import collapse, similarity
+from ssl_jax.evaluate.probes import knn, linear
+from ssl_jax.processes import host
 
 NUMBERS = ("alignment", "uniformity", "alignment_and_uniformity", "tolerance", "effective_rank")
 PROBES = ("knn_top1", "linear_top1")
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
-    """Measures the features of two views of every image (evaluate/similarity.py).
+    """Measures the features of two views of every image (evaluate/health/similarity.py).
 
     Where labels exist, kNN and a linear probe are measured as well, and over three runs or more
     Spearman's rank correlation of each number with them.

@@ -2,13 +2,15 @@
 
 from ml_collections import ConfigDict
 
-from ssl_jax import host
 from ssl_jax.errors import UserError, near_misses
-from ssl_jax.evaluate import clustering, linear, probing, run_features
+from ssl_jax.evaluate import probing
+from ssl_jax.evaluate.features import run_features
+from ssl_jax.evaluate.probes import clustering, linear
+from ssl_jax.processes import host
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
-    """k-means on the features (evaluate/clustering.py), compared with the classes.
+    """k-means on the features (evaluate/probes/clustering.py), compared with the classes.
 
     The centres are found on the images to learn from, without labels; the images to judge on go to
     the nearest centre and are compared with their labels.

@@ -7,19 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import host, workdir
-from ssl_jax.data import scenes
+from ssl_jax.data.sources import scenes
 from ssl_jax.errors import UserError, near_misses
-from ssl_jax.evaluate import (
-    dense,
-    dense_depth,
-    dense_maps,
-    dense_scores,
-    dense_segmentation,
-    encoder,
-    probing,
-)
+from ssl_jax.evaluate import probing
+from ssl_jax.evaluate.dense import depth, maps, segmentation
+from ssl_jax.evaluate.dense import probe as dense
+from ssl_jax.evaluate.dense import scores as dense_scores
+from ssl_jax.evaluate.features import encoder
+from ssl_jax.processes import host
 from ssl_jax.report import dense_pictures
+from ssl_jax.runs import workdir
 
 TASKS = ("segment", "depth", "both")
 SHOWN = 6  # scenes in the picture
@@ -27,7 +24,7 @@ MAIN = ("miou", "rmse")  # of the baselines, what is printed and averaged over r
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
-    """Linear segmentation and depth of drawn scenes (evaluate/dense*.py, data/scenes.py).
+    """Linear segmentation and depth of drawn scenes (evaluate/dense*.py, data/sources/scenes.py).
 
     Beside the run's encoder it measures the same encoder untrained, the pixels under each cell of
     the map, and a constant: the commonest class and the geometric mean depth. dense.png shows six
@@ -88,17 +85,17 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict[str, Any]:
     """
     size, channels = config.data.size, o.learn.source.shape[-1]
     judged = "test" if config.split == "test" else "train"
-    learn = o.learn.source._replace(read=dense_maps.labelled("train", size, channels))
-    judge = o.judge.source._replace(read=dense_maps.labelled(judged, size, channels))
+    learn = o.learn.source._replace(read=maps.labelled("train", size, channels))
+    judge = o.judge.source._replace(read=maps.labelled(judged, size, channels))
 
     def open_sets(encode, variables):
         common = (config.batch, o.cluster, config.cache_bytes)
         return (
-            dense_maps.open_set(encode, variables, learn, o.learn.rows, *common),
-            dense_maps.open_set(encode, variables, judge, o.judge.rows, *common),
+            maps.open_set(encode, variables, learn, o.learn.rows, *common),
+            maps.open_set(encode, variables, judge, o.judge.rows, *common),
         )
 
-    encode = dense_maps.compile_encoder(o.restored.saved.config, o.mesh, config.stage, size)
+    encode = maps.compile_encoder(o.restored.saved.config, o.mesh, config.stage, size)
     train, test = open_sets(encode, o.restored.variables)
     kept, shown = train.kept, np.arange(min(SHOWN, config.batch, test.examples))
     sample = next(test.read(shown, config.batch))
@@ -110,13 +107,13 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict[str, Any]:
         drawn["masks"] = sample.mask, np.asarray(jnp.argmax(out[0], -1))
     if "depth" in heads:
         out = dense.outputs(heads["depth"], sample.features, facts.mean, facts.scale, size)
-        metres = dense_depth.depth_of(out[0], facts.nearest, facts.farthest)
+        metres = depth.depth_of(out[0], facts.nearest, facts.farthest)
         drawn["depths"] = sample.depth, np.asarray(metres)
     constant = dense.constants(test, facts, config.batch)
 
     for name, compiled, variables in (
         ("untrained", encode, encoder.untrained(o.restored.saved, o.mesh)),
-        ("pixels", dense_maps.compile_pixels(sample.features.shape[1], o.mesh, size), {}),
+        ("pixels", maps.compile_pixels(sample.features.shape[1], o.mesh, size), {}),
     ):
         del train, test  # before the next maps are kept
         train, test = open_sets(compiled, variables)
@@ -150,7 +147,7 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict[str, Any]:
 
 
 def probe(
-    train: dense_maps.Set, test: dense_maps.Set, o: probing.Opened, config: ConfigDict
+    train: maps.Set, test: maps.Set, o: probing.Opened, config: ConfigDict
 ) -> tuple[dict[str, Any], dict[str, dense.Head], dense.Statistics]:
     """What one feature set is worth.
 
@@ -162,7 +159,7 @@ def probe(
     facts = dense.statistics(train, config.batch, len(scenes.CLASSES))
     heads, chosen, matrix, sums = {}, {}, None, None
     if config.task != "depth":
-        heads["segment"], chosen["segment"] = dense_segmentation.segment(
+        heads["segment"], chosen["segment"] = segmentation.segment(
             train,
             facts,
             tuple(config.learning_rates),
@@ -174,15 +171,15 @@ def probe(
             *places,
         )
         everything = np.arange(test.examples)
-        matrix = dense_segmentation.confusions(
+        matrix = segmentation.confusions(
             test, everything, facts, heads["segment"], config.batch, *places
         )
         matrix = matrix[0]
     if config.task != "segment":
-        heads["depth"], chosen["depth"] = dense_depth.regress(
+        heads["depth"], chosen["depth"] = depth.regress(
             train, facts, tuple(config.ridges), config.batch, config.seed, *places
         )
-        sums = dense_depth.depth_errors(test, facts, heads["depth"], config.batch, *places)
+        sums = depth.depth_errors(test, facts, heads["depth"], config.batch, *places)
     return scores(matrix, sums, config.task) | {"chosen": chosen}, heads, facts
 
 

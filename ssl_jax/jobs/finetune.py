@@ -12,22 +12,30 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, checkpoint, host, interprocess, models, parallel, verify, workdir
-from ssl_jax import config as configs
+from ssl_jax import augment, models
 from ssl_jax.augment.erasing import Erasing
 from ssl_jax.augment.mixing import MODES, Mixing
+from ssl_jax.checkpoints import store, verify
+from ssl_jax.contract.method import Run
+from ssl_jax.contract.source import Source
 from ssl_jax.data import loader
-from ssl_jax.data.protocol import Source
+from ssl_jax.devices import layout, mapping
 from ssl_jax.errors import UserError, near_misses
-from ssl_jax.evaluate import accuracy, encoder, lowshot, probing, representation, run_features
-from ssl_jax.methods.protocol import Run
+from ssl_jax.evaluate import probing
+from ssl_jax.evaluate.features import encoder, representation, run_features
+from ssl_jax.evaluate.probes import accuracy, lowshot
+from ssl_jax.logs import console
+from ssl_jax.logs import metrics as logs
 from ssl_jax.models import positions
-from ssl_jax.report import console, logs
-from ssl_jax.train import layer_decay, loop, optimizers, rules, schedules, stopping, supervised
+from ssl_jax.optim import layer_decay, optimizers, rules, schedules
+from ssl_jax.processes import host, talk
+from ssl_jax.runs import config as configs
+from ssl_jax.runs import workdir
+from ssl_jax.train import loop, stopping, supervised
 from ssl_jax.train.state import TrainState, make_create
 from ssl_jax.train.step import make_step
 
-# Besides those of pretraining (config.py): fields that may differ when a training is continued.
+# Besides those of pretraining (runs/config.py): fields that may differ when it is continued.
 FREE_ON_RESUME = ("monitor_every", "checkpoint_every")
 SHOWN = (("loss", "loss", "{:.3f}"), ("train_top1", "train top-1", "{:.1%}"))
 
@@ -130,7 +138,7 @@ def check(config: ConfigDict) -> None:
                 f"--config.mixing.{field} is {config.mixing[field]}; it must not be negative"
             )
     for field, value, known in (
-        ("parallel", config.parallel, parallel.MODES),
+        ("parallel", config.parallel, mapping.MODES),
         ("mixing.mode", config.mixing.mode, MODES),
         ("head", config.head, supervised.HEADS),
         ("interpolation", config.interpolation, ("bilinear", "bicubic")),
@@ -170,11 +178,11 @@ def finetune(config: ConfigDict, o: probing.Opened) -> dict[str, Any]:
             f"{plan.facts.total_steps:,} steps of {plan.facts.batch}; workdir {o.folder}"
         )
         print(*plan.lines, sep="\n")
-    with checkpoint.open_manager(o.folder / "checkpoints", 2) as manager:
+    with store.open_manager(o.folder / "checkpoints", 2) as manager:
         claim(config, o, plan.facts, manager)
         state, start = begin(config, o, plan, manager)
         state, done = learn(config, o, plan, state, start, manager)
-        checkpoint.save_last(manager, state)
+        store.save_last(manager, state)
     if done < plan.facts.total_steps:
         if leader:
             print(f"stopped and saved at step {done}; the same command continues")
@@ -268,8 +276,8 @@ def assemble(config: ConfigDict, o: probing.Opened) -> Plan:
         source=source,
         labelled=labelled,
         facts=facts,
-        create=jax.jit(create, out_shardings=parallel.replicated(o.mesh)),
-        step=parallel.compile_step(step, o.mesh, config.parallel),
+        create=jax.jit(create, out_shardings=layout.replicated(o.mesh)),
+        step=mapping.compile_step(step, o.mesh, config.parallel),
         predict=supervised.compile_predict(model, o.mesh, fixed_view),
         lines=lines,
     )
@@ -298,7 +306,7 @@ def with_positions(config: ConfigDict, o: probing.Opened) -> Any:
     net = models.make(model)
     table = positions.sincos(net.width, net.size // net.patch, net.positions)
     whole = jnp.pad(jnp.asarray(table), ((int(net.token), 0), (0, 0)))  # the class token has none
-    return {**params, "positions": jax.device_put(whole, parallel.replicated(o.mesh))}
+    return {**params, "positions": jax.device_put(whole, layout.replicated(o.mesh))}
 
 
 def labelled_rows(
@@ -372,14 +380,14 @@ def begin(config: ConfigDict, o: probing.Opened, plan: Plan, manager) -> tuple[T
     Raises:
       UserError: `fresh` names no parameter.
     """
-    whole = parallel.replicated(o.mesh)
+    whole = layout.replicated(o.mesh)
     latest = verify.newest(manager)
     if latest is not None:
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
             jax.eval_shape(plan.create, jax.random.key(config.seed)),
         )
-        return checkpoint.restore(manager, latest, like), latest
+        return store.restore(manager, latest, like), latest
     state = plan.create(jax.random.key(config.seed))
     if config.scratch:
         return state, 0
@@ -456,10 +464,10 @@ def learn(
         def device_batches():
             for number, batch in enumerate(batches):
                 if number == 0:  # all have read their rows
-                    interprocess.meet(f"begin/{o.folder}")
+                    talk.meet(f"begin/{o.folder}")
                 k = config.accumulate
                 split = {name: x.reshape(k, -1, *x.shape[1:]) for name, x in batch.items()}
-                yield parallel.put_batch(split, o.mesh, config.parallel)
+                yield layout.put_batch(split, o.mesh, config.parallel)
 
         return loop.train(
             plan.step,
@@ -473,7 +481,7 @@ def learn(
                 log=log,
                 bad=bad.extend,
                 monitor=monitor,
-                checkpoint=lambda now: checkpoint.save(manager, now),
+                checkpoint=lambda now: store.save(manager, now),
                 stop=stop,
             ),
         )

@@ -3,12 +3,14 @@
 import jax
 from ml_collections import ConfigDict
 
-from ssl_jax import host
-from ssl_jax.evaluate import knn, neighbours, probing, run_features
+from ssl_jax.evaluate import probing
+from ssl_jax.evaluate.features import run_features
+from ssl_jax.evaluate.probes import knn, neighbours
+from ssl_jax.processes import host
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
-    """Classifies test images by the vote of the nearest training images (evaluate/knn.py).
+    """Classifies test images by the vote of the nearest training images (evaluate/probes/knn.py).
 
     The neighbours are found once, for the largest k. The result is the weighted vote with
     `config.k` and `config.temperature`; majority votes by cosine and by Euclidean distance stand

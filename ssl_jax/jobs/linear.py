@@ -6,10 +6,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, host, models, parallel
+from ssl_jax import augment, models
+from ssl_jax.devices import layout
 from ssl_jax.errors import UserError, near_misses
-from ssl_jax.evaluate import apart, encoder, linear, linear_sgd, probing, run_features
+from ssl_jax.evaluate import probing
+from ssl_jax.evaluate.features import apart, encoder, run_features
+from ssl_jax.evaluate.probes import linear, linear_sgd
 from ssl_jax.models.vit import ViT
+from ssl_jax.processes import host
 
 SOLVERS = ("lbfgs", "sgd")
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -19,7 +23,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     """A linear classifier on the features of an encoder that does not move.
 
     `solver` 'lbfgs': multinomial logistic regression on standardised features, to its optimum
-    (evaluate/linear.py). 'sgd': the official protocols (evaluate/linear_sgd.py). What is chosen,
+    (probes/linear.py). 'sgd': the official protocols (probes/linear_sgd.py). What is chosen,
     regularisation or learning rate, is chosen on a hold-out of the training images, never on test.
 
     The features are the encoder's own, or, for a ViT, those of `encoder.last_blocks`. They are
@@ -134,9 +138,9 @@ def augmented(o: probing.Opened, config: ConfigDict, features):
         interpolation=config.crop_interpolation,
         flip=config.flip,
     )
-    here = parallel.mesh(jax.local_devices())
+    here = layout.mesh(jax.local_devices())
     encode = encoder.compile_augmented(o.restored.saved.config, here, policy, config.seed, features)
-    variables = parallel.put_here(o.restored.variables)
+    variables = layout.put_here(o.restored.variables)
 
     def train(epoch: int) -> apart.Apart:
         compute = run_features.computing(encode, (variables, np.int32(epoch)), config.batch)

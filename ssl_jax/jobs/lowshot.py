@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import host
 from ssl_jax.errors import UserError
-from ssl_jax.evaluate import knn, linear, lowshot, probing, run_features
+from ssl_jax.evaluate import probing
+from ssl_jax.evaluate.features import run_features
+from ssl_jax.evaluate.probes import knn, linear, lowshot
+from ssl_jax.processes import host
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:

@@ -12,16 +12,22 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import checkpoint, host, interprocess, parallel, workdir
-from ssl_jax import config as configs
+from ssl_jax.checkpoints import store
+from ssl_jax.contract.source import Lost
 from ssl_jax.data import loader, resident, stall
-from ssl_jax.data.protocol import Lost
+from ssl_jax.devices import layout
 from ssl_jax.errors import UserError
-from ssl_jax.evaluate import collapse, encoder, knn, linear, representation
-from ssl_jax.experiment import Experiment, assemble, begin, compile_step, introduce, settle
-from ssl_jax.report import commands, console, logs
+from ssl_jax.evaluate.features import encoder, representation
+from ssl_jax.evaluate.health import collapse
+from ssl_jax.evaluate.probes import knn, linear
+from ssl_jax.logs import console
+from ssl_jax.logs import metrics as logs
+from ssl_jax.processes import host, talk
 from ssl_jax.report import run as report
+from ssl_jax.runs import commands, workdir
+from ssl_jax.runs import config as configs
 from ssl_jax.train import health, loop, stopping
+from ssl_jax.train.experiment import Experiment, assemble, begin, compile_step, introduce, settle
 from ssl_jax.train.state import TrainState
 
 
@@ -65,27 +71,28 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
             return 0
 
     experiment = assemble(config, cluster, saved)
-    interprocess.connect(f"start/{folder}")
+    talk.connect(f"start/{folder}")
     experiment = settle(experiment, saved)
     leader = cluster.process == 0
     if leader:
         introduce(experiment, folder)
         devices = jax.local_device_count()
         workdir.write_config(folder, workdir.Saved(experiment.config, experiment.run, devices))
-    with checkpoint.open_manager(folder / "checkpoints", config.checkpoint.keep) as manager:
+    with store.open_manager(folder / "checkpoints", config.checkpoint.keep) as manager:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             compiling = pool.submit(
                 compile_step, experiment
             )  # on one core; the state takes another
             state, start = begin(experiment, manager)
             experiment = experiment._replace(step=compiling.result())
-        state, done, knn_top1 = learn(experiment, state, start, manager, folder)
-        checkpoint.save_last(manager, state, knn_top1)
+        encode = encoder.compile_encode(experiment.config, experiment.mesh)
+        state, done, knn_top1 = learn(experiment, encode, state, start, manager, folder)
+        store.save_last(manager, state, knn_top1)
     if done < experiment.run.total_steps:
         if leader:
             print(f"stopped and saved at step {done}; the same command continues")
         return stopping.EXIT_STOPPED
-    judged = {"pixels": judge_pixels(experiment), **judge(experiment, state)}
+    judged = {"pixels": judge_pixels(experiment), **judge(experiment, encode, state)}
     drawn = None
 
     def conclude() -> dict[str, Any]:
@@ -102,8 +109,8 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     return 0
 
 
-def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib.Path):
-    """The training loop with its logs, monitors and checkpoints.
+def learn(e: Experiment, encode, state: TrainState, start: int, manager, folder: pathlib.Path):
+    """The training loop with its logs, monitors and checkpoints; `encode` compiled.
 
     Returns:
       (state, steps done, newest kNN accuracy or None).
@@ -165,7 +172,7 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
 
         def monitor(now):
             newest.clear()
-            newest.update(look(e, now, logged))
+            newest.update(look(e, encode, now, logged))
             if leader:
                 write(int(now.step), newest)
                 if "alarm" in newest:
@@ -191,13 +198,13 @@ def learn(e: Experiment, state: TrainState, start: int, manager, folder: pathlib
                 log=log,
                 bad=skipped,
                 monitor=monitor,
-                checkpoint=lambda now: checkpoint.save(manager, now, newest.get("knn_top1")),
+                checkpoint=lambda now: store.save(manager, now, newest.get("knn_top1")),
                 stop=stop,
             ),
             at_once=c.steps_at_once,
         )
         if failed:
-            checkpoint.save_last(manager, state)
+            store.save_last(manager, state)
             if isinstance(failed[0], Lost):
                 more = f"saved at step {done}; the same command continues"
                 raise Lost(f"{failed[0]} {more}") from failed[0]
@@ -238,9 +245,9 @@ def streamed(
     def to_devices():
         for number, batch in enumerate(batches):
             if number == 0:  # all have compiled, opened their logs and read their rows
-                interprocess.meet(meeting)
+                talk.meet(meeting)
             split = {k: x.reshape(c.accumulate, -1, *x.shape[1:]) for k, x in batch.items()}
-            yield parallel.put_batch(split, e.mesh, c.parallel)
+            yield layout.put_batch(split, e.mesh, c.parallel)
 
     return batches, to_devices()
 
@@ -265,8 +272,8 @@ def kept(
         images = resident.collect(e.train, pieces)
         if images is None:
             return
-        images = parallel.put_whole(images, e.mesh)
-        interprocess.meet(meeting)
+        images = layout.put_whole(images, e.mesh)
+        talk.meet(meeting)
         for rows in resident.calls(
             e.train.examples,
             seed=c.seed,
@@ -278,7 +285,7 @@ def kept(
             process=e.cluster.process,
             processes=e.cluster.processes,
         ):
-            yield images, parallel.put_batch(rows, e.mesh, c.parallel)
+            yield images, layout.put_batch(rows, e.mesh, c.parallel)
 
     return pieces, to_devices()
 
@@ -300,11 +307,12 @@ def too_many_bad(bad: Mapping[int, str], done: int, row: int, manager) -> str:
     )
 
 
-def look(e: Experiment, state: TrainState, logged: Mapping[str, float]) -> dict[str, Any]:
+def look(e: Experiment, encode, state: TrainState, logged: Mapping[str, float]) -> dict[str, Any]:
     """The monitors: kNN and a linear probe where labels exist, and collapse, always.
 
     Args:
       e: the run.
+      encode: from `encoder.compile_encode`.
       state: now.
       logged: newest metrics of a step, for the spread of the embeddings.
 
@@ -316,7 +324,7 @@ def look(e: Experiment, state: TrainState, logged: Mapping[str, float]) -> dict[
         e.train, e.test, e.config.monitor.train_examples, e.config.monitor.test_examples
     )
     size = e.config.evaluate.batch
-    features, labels = encoder.extract(e.encode, variables, *bank, size, e.cluster)
+    features, labels = encoder.extract(encode, variables, *bank, size, e.cluster)
     found = collapse.measure(features)
     seen = {k: float(found[k]) for k in representation.MONITORS}
     alarm = collapse.alarm(seen["feature_std_ratio"], seen["effective_rank"], features.shape[1])
@@ -325,7 +333,7 @@ def look(e: Experiment, state: TrainState, logged: Mapping[str, float]) -> dict[
     if alarm:
         seen["alarm"] = alarm
     if query is not None and np.isfinite(features).all():
-        test, test_labels = encoder.extract(e.encode, variables, *query, size, e.cluster)
+        test, test_labels = encoder.extract(encode, variables, *query, size, e.cluster)
         if not representation.labelled((features, labels), (test, test_labels)):
             return seen
         scores = knn.classify(features, labels, test, e.train.classes)
@@ -346,7 +354,7 @@ def judge_pixels(e: Experiment) -> representation.Judged:
     return representation.judge(*seen, e.train.classes)
 
 
-def judge(e: Experiment, state: TrainState) -> dict[str, representation.Judged]:
+def judge(e: Experiment, encode, state: TrainState) -> dict[str, representation.Judged]:
     """The untrained encoder and the learned one, by the same probes on the same images."""
     fresh = e.create(jax.random.key(e.config.seed))
     encoders = {
@@ -356,7 +364,7 @@ def judge(e: Experiment, state: TrainState) -> dict[str, representation.Judged]:
     judged = {}
     for name, variables in encoders.items():
         seen = [
-            encoder.extract(e.encode, variables, *part, e.config.evaluate.batch, e.cluster)
+            encoder.extract(encode, variables, *part, e.config.evaluate.batch, e.cluster)
             if part
             else None
             for part in evaluated(e)

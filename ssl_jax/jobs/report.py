@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from ssl_jax import host, interprocess
 from ssl_jax.errors import UserError
-from ssl_jax.evaluate import encoder, probing
+from ssl_jax.evaluate import probing
+from ssl_jax.evaluate.features import encoder
+from ssl_jax.processes import host, talk
 from ssl_jax.report import collect, page
 from ssl_jax.report.contents import Run
 
@@ -33,7 +34,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     folders = runs_of(config)
     host.set_cpu_devices(config.cpu_devices or host.cpu_devices(config.batch, 1, cluster))
     host.set_compile_cache(config.compile_cache)
-    interprocess.connect(f"begin/{config.job}/{config.runs}/{config.workdir}")
+    talk.connect(f"begin/{config.job}/{config.runs}/{config.workdir}")
     names = names_of(folders)
     found = [
         look(config, folder, cluster)._replace(name=name)

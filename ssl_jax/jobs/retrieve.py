@@ -4,15 +4,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import host
 from ssl_jax.errors import UserError, near_misses
-from ssl_jax.evaluate import encoder, probing, representation, retrieval
+from ssl_jax.evaluate import probing
+from ssl_jax.evaluate.features import encoder, representation
+from ssl_jax.evaluate.probes import retrieval
+from ssl_jax.processes import host
 
 GALLERIES = ("train", "test")
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
-    """Searches the images nearest to each query by cosine (evaluate/retrieval.py).
+    """Searches the images nearest to each query by cosine (evaluate/probes/retrieval.py).
 
     Queries are the images to judge on; the gallery is the images to learn from, or, with
     `config.gallery` = 'test', the queries themselves, each left out of its own list. Without labels

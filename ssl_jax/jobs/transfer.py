@@ -10,18 +10,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import host, workdir
-from ssl_jax.data import folder, sources
+from ssl_jax.data import sources
+from ssl_jax.data.sources import folder
 from ssl_jax.errors import UserError, near_misses
-from ssl_jax.evaluate import (
-    average_precision,
-    encoder,
-    knn,
-    linear,
-    probing,
-    representation,
-    run_features,
-)
+from ssl_jax.evaluate import probing
+from ssl_jax.evaluate.features import encoder, representation, run_features
+from ssl_jax.evaluate.probes import average_precision, knn, linear
+from ssl_jax.processes import host
+from ssl_jax.runs import workdir
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
@@ -31,7 +27,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     jobs, and judged on its test split, or on a fixed fifth of train where it has none.
 
     `config.multilabel` adds a set whose images have several labels, by mean average precision
-    (evaluate/average_precision.py).
+    (evaluate/probes/average_precision.py).
 
     Args:
       config: `probing.defaults('transfer')` with the fields of configs/transfer.py.

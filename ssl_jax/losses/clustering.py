@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 from ssl_jax.losses.contrastive import PRECISION
 from ssl_jax.models.heads import unit
@@ -44,7 +44,7 @@ def sinkhorn(scores: jax.Array, epsilon: float, iterations: int) -> jax.Array:
     long as none does.
 
     Args:
-      scores: float32 [..., n, K], rows of ALL devices (`parallel.gather`), the queue's included;
+      scores: float32 [..., n, K], rows of ALL devices (`collectives.gather`), the queue's included;
         each [n, K] is balanced on its own.
       epsilon: ε > 0; small is sharp.
       iterations: of both steps; 0: the softmax of the scores / ε, without any balance.
@@ -135,7 +135,7 @@ def pseudo_label_cross_entropy(
     losses = -jnp.take_along_axis(log_p, index[..., None], axis=-1).mean((1, 2))  # [b]
     hits = jnp.mean(jnp.argmax(scores, -1) == index, axis=1)  # [b]
     sums = [jnp.mean(jnp.where(known, x, 0.0)) for x in (losses, hits, jnp.ones_like(losses))]
-    loss, hit, share = parallel.pmean(sums, axis)
+    loss, hit, share = collectives.pmean(sums, axis)
     divisor = jnp.where(share > 0, share, 1.0)
     return loss / divisor, {"accuracy": hit / divisor, "labelled": share}
 

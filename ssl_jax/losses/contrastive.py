@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 
 # Similarities are products of 128 or so numbers, nothing beside the network. At the default
@@ -44,10 +44,11 @@ def ntxent(
 
         l(i, j) = −log( exp(s_ij / T) / Σ_{k ≠ i} exp(s_ik / T) ),   j: the other view of row i,
 
-    averaged over the 2b anchors on this device; averaged over the devices (`parallel.pmean`) it is
-    the mean over all N anchors, the loss of the paper. Google's code returns the sum of the two
-    directions, each a mean over B: exactly twice this. Under LARS the factor matters only to the
-    weight decay inside the trust ratio, and to what is excluded from adaptation.
+    averaged over the 2b anchors on this device; averaged over the devices
+    (`collectives.pmean`) it is the mean over all N anchors, the loss of the paper. Google's
+    code returns the sum of the two directions, each a mean over B: exactly twice this. Under LARS
+    the factor matters only to the weight decay inside the trust ratio, and to what is excluded
+    from adaptation.
 
     Memory is O(N·d + b·N), or O(N·d + b·chunk) with `chunk`, in the backward pass as well.
 
@@ -102,7 +103,7 @@ def ntxent_metrics(
     # between devices where `jit` splits it. Two axes, not four: of the logits' gradient both
     # products below then want the same layout, and nothing N×N is transposed.
     anchors = jnp.stack([normalize(z1), normalize(z2)], axis=1)  # [b, 2, d]
-    candidates = parallel.gather(anchors, axis).reshape(-1, d)  # [B, 2, d] -> [2B, d]
+    candidates = collectives.gather(anchors, axis).reshape(-1, d)  # [B, 2, d] -> [2B, d]
     positive = jnp.sum(anchors[:, 0] * anchors[:, 1], axis=-1)  # [b], the same for both views
     positives = jnp.repeat(positive, 2) / temperature  # [2b]
     anchors = anchors.reshape(-1, d)  # [2b, d]
@@ -115,7 +116,7 @@ def ntxent_metrics(
     candidates = candidates.reshape(blocks, 2 * chunk, d)
     firsts = chunk * jnp.arange(blocks)
     # The images that the anchors are views of, by their rows in the global batch.
-    images = parallel.rank(axis) * b + jnp.arange(2 * b) // 2
+    images = collectives.rank(axis) * b + jnp.arange(2 * b) // 2
 
     def compare(carry, block):
         """Adds a block's negatives to the sum of exponentials (an online softmax).

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 from ssl_jax.losses.contrastive import PRECISION, normalize
 
@@ -35,7 +35,7 @@ def von_mises_fisher_weights(
     if isinstance(sigma, int | float) and sigma <= 0:
         raise UserError(f"the sigma of DCLW is {sigma}; it must be above 0")
     positive = positive / sigma
-    everyone = parallel.gather(positive, axis)  # [B]
+    everyone = collectives.gather(positive, axis)  # [B]
     highest = lax.stop_gradient(everyone.max())  # cancels; keeps the exponentials finite
     return 2 - jnp.exp(positive - highest) / jnp.mean(jnp.exp(everyone - highest))
 
@@ -55,8 +55,8 @@ def dcl(
 
     k over both views of all other images (2B − 2 of them), w_i = 1 (DCL) or
     `von_mises_fisher_weights` (DCLW). It is averaged over the 2b anchors on this device; averaged
-    over the devices (`parallel.pmean`) it is the mean over all 2B. The code returns the sum of the
-    two directions, each a mean over B: exactly twice this; the paper sums over all anchors.
+    over the devices (`collectives.pmean`) it is the mean over all 2B. The code returns the sum of
+    the two directions, each a mean over B: exactly twice this; the paper sums over all anchors.
 
     It is NT-Xent with the positive left out of the denominator, so it has no lower bound at 0, and
     an anchor whose positive is near still learns from its negatives. The code masks by adding
@@ -91,15 +91,15 @@ def dcl(
     if z1.ndim != 2 or z1.shape != z2.shape:
         raise ValueError(f"views of shapes {z1.shape} and {z2.shape}; both must be one [b, d]")
     b = len(z1)
-    if b * parallel.size(axis) < 2:
+    if b * collectives.size(axis) < 2:
         raise ValueError("a single image has no negatives, and DCL nothing else to compare with")
 
     z1, z2 = normalize(z1), normalize(z2)
     anchors = jnp.stack([z1, z2])  # [2, b, d]
-    candidates = jnp.stack(parallel.gather([z1, z2], axis))  # [2, B, d]
+    candidates = jnp.stack(collectives.gather([z1, z2], axis))  # [2, B, d]
     logits = jnp.einsum("vbd,wnd->vbwn", anchors, candidates, precision=PRECISION) / temperature
     # One row is the anchor itself in its own view and the positive in the other.
-    rows = parallel.rank(axis) * b + jnp.arange(b)
+    rows = collectives.rank(axis) * b + jnp.arange(b)
     own = rows[:, None] == jnp.arange(candidates.shape[1])  # [b, B]
     logits = jnp.where(own[:, None], -jnp.inf, logits)  # [2, b, 2, B]
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 from ssl_jax.losses.contrastive import PRECISION
 from ssl_jax.losses.decoupled import von_mises_fisher_weights
@@ -101,7 +101,7 @@ def between_views(
 
     Returns:
       (loss float32 [], metrics), means over the local queries as for `against_queue`. Averaged
-      over devices (`parallel.pmean`) the loss is that of the global batch.
+      over devices (`collectives.pmean`) the loss is that of the global batch.
 
     Raises:
       UserError: the temperature is not positive.
@@ -113,9 +113,9 @@ def between_views(
     _check_temperature(temperature)
     _check_shapes(q, k)
     q, k = unit(q), unit(lax.stop_gradient(k))
-    similarity = _similarity(q, parallel.gather(k, axis))  # [b, B]
+    similarity = _similarity(q, collectives.gather(k, axis))  # [b, B]
     b, B = similarity.shape
-    own = jnp.arange(B) == parallel.rank(axis) * b + jnp.arange(b)[:, None]  # one True in a row
+    own = jnp.arange(B) == collectives.rank(axis) * b + jnp.arange(b)[:, None]  # one True in a row
     losses = -jnp.sum(jax.nn.log_softmax(similarity / temperature, axis=-1), axis=-1, where=own)
     positive = jnp.sum(similarity, axis=-1, where=own)
     nearest = jnp.max(similarity, axis=-1, where=~own, initial=-jnp.inf)

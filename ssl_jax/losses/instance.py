@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 from ssl_jax.losses.contrastive import PRECISION
 from ssl_jax.models.heads import unit
@@ -110,7 +110,7 @@ def nce(
     n, m = len(bank), noise.shape[1]
     candidates = bank[jnp.concatenate([index[:, None], noise], 1)]  # [b, 1 + m, d]
     logits = jnp.einsum("bd,bkd->bk", z, candidates, precision=PRECISION) / temperature
-    estimate = n * parallel.pmean(jnp.mean(jnp.exp(lax.stop_gradient(logits))), axis)
+    estimate = n * collectives.pmean(jnp.mean(jnp.exp(lax.stop_gradient(logits))), axis)
     normaliser = jnp.where(normaliser > 0, normaliser, estimate)
     log_p = logits - jnp.log(normaliser)
     log_sum = jnp.logaddexp(log_p, math.log(m / n + EPSILON))  # log(P + c + ε)
@@ -139,7 +139,7 @@ def update_bank(
     Source: zhirongw/lemniscate.pytorch lib/LinearAverage.py and lib/NCEAverage.py, backward.
     """
     bank = lax.stop_gradient(jnp.asarray(bank))
-    index, z = parallel.gather((index, lax.stop_gradient(z).astype(jnp.float32)), axis)
+    index, z = collectives.gather((index, lax.stop_gradient(z).astype(jnp.float32)), axis)
     rows = unit(momentum * bank[index] + (1 - momentum) * z)
     # Repeated ids write one and the same row, so that the order of the scatter does not matter.
     same = index[:, None] == index[::-1]  # [B, B], columns from the last row to the first

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives
 
 
 def normalised_patches(patches: jax.Array, eps: float = 1e-6) -> jax.Array:
@@ -42,7 +42,7 @@ def masked_mse(
 
     Both sums run over the batch of all devices: every hidden patch weighs the same, also where
     images hide different numbers of them. Returned is the local share of it, whose mean over the
-    devices (`parallel.pmean`) is this loss.
+    devices (`collectives.pmean`) is this loss.
 
     Args:
       prediction, target: floating [b, N, d].
@@ -65,7 +65,7 @@ def masked_mse(
     mask = mask.astype(jnp.float32)
     difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
     error = jnp.mean(jnp.square(difference), -1)  # [b, N]
-    count = parallel.pmean(jnp.sum(mask), axis)
+    count = collectives.pmean(jnp.sum(mask), axis)
     return jnp.sum(error * mask) / jnp.where(count > 0, count, 1.0)
 
 
@@ -82,5 +82,5 @@ def explained(
       float32 []; 1: all pixels are right, 0: the structure within the patches is not.
     """
     flat = jnp.broadcast_to(jnp.mean(target, -1, keepdims=True), target.shape)
-    plain = parallel.pmean(masked_mse(flat, target, mask, axis), axis)
+    plain = collectives.pmean(masked_mse(flat, target, mask, axis), axis)
     return 1 - value / jnp.maximum(plain, 1e-6)

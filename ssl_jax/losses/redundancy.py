@@ -7,7 +7,7 @@ statistics are those of the rows of all devices, so both losses belong to the gl
 import jax
 import jax.numpy as jnp
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives
 from ssl_jax.losses.contrastive import PRECISION
 
 
@@ -26,8 +26,8 @@ def standardize(z: jax.Array, axis: str | None = None, epsilon: float = 1e-5) ->
       float32 [b, d].
     """
     z = z.astype(jnp.float32)
-    z = z - parallel.pmean(jnp.mean(z, 0), axis)
-    variance = parallel.pmean(jnp.mean(jnp.square(z), 0), axis)
+    z = z - collectives.pmean(jnp.mean(z, 0), axis)
+    variance = collectives.pmean(jnp.mean(jnp.square(z), 0), axis)
     return z * jax.lax.rsqrt(variance + epsilon)
 
 
@@ -51,7 +51,7 @@ def cross_correlation(z1: jax.Array, z2: jax.Array, axis: str | None = None) -> 
     check(z1, z2)
     z1, z2 = standardize(z1, axis), standardize(z2, axis)
     # [d, b] @ [b, d]; rows of the other devices come in by the mean of d² numbers.
-    return parallel.pmean(jnp.matmul(z1.T, z2, precision=PRECISION) / len(z1), axis)
+    return collectives.pmean(jnp.matmul(z1.T, z2, precision=PRECISION) / len(z1), axis)
 
 
 def barlow_twins(z1: jax.Array, z2: jax.Array, axis: str | None = None) -> dict[str, jax.Array]:
@@ -102,12 +102,12 @@ def covariance(z: jax.Array, axis: str | None = None) -> jax.Array:
     Raises:
       ValueError: there is only one row.
     """
-    rows = len(z) * parallel.size(axis)
+    rows = len(z) * collectives.size(axis)
     if rows < 2:
         raise ValueError("the covariance needs at least two rows")
     z = z.astype(jnp.float32)
-    z = z - parallel.pmean(jnp.mean(z, 0), axis)
-    mean = parallel.pmean(jnp.matmul(z.T, z, precision=PRECISION) / len(z), axis)
+    z = z - collectives.pmean(jnp.mean(z, 0), axis)
+    mean = collectives.pmean(jnp.matmul(z.T, z, precision=PRECISION) / len(z), axis)
     return mean * (rows / (rows - 1))
 
 

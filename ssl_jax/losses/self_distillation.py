@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 from ssl_jax.losses.contrastive import PRECISION
 
@@ -64,7 +64,7 @@ def sinkhorn_targets(
     q = lax.stop_gradient(teacher).astype(jnp.float32) / temperature
     for _ in range(iterations):
         here = jax.nn.logsumexp(q, (0, 1))  # [K]
-        q = q - jax.nn.logsumexp(parallel.gather(here[None], axis), 0)  # [devices, K] -> [K]
+        q = q - jax.nn.logsumexp(collectives.gather(here[None], axis), 0)  # [devices, K] -> [K]
         q = jax.nn.log_softmax(q)
     return jnp.exp(q)
 
@@ -122,7 +122,7 @@ def update_centre(
     DINOLoss.update_center.
     """
     teacher = lax.stop_gradient(teacher).astype(jnp.float32)
-    mean = parallel.pmean(jnp.mean(teacher, (0, 1)), axis)
+    mean = collectives.pmean(jnp.mean(teacher, (0, 1)), axis)
     return momentum * centre + (1 - momentum) * mean
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives
 from ssl_jax.losses.contrastive import PRECISION
 
 DIMENSIONS = 128  # looked at; a collapse shows in any of them, and all of 8,192 would be slow
@@ -36,9 +36,9 @@ def spread(z: jax.Array, axis: str | None) -> dict[str, jax.Array]:
     u = z / jnp.maximum(jnp.linalg.norm(z, axis=1, keepdims=True), 1e-12)
     u = u[:, :DIMENSIONS]
     # The mean first: a difference of moments would be rounding where all rows are alike.
-    u = u - parallel.pmean(jnp.mean(u, 0), axis)
+    u = u - collectives.pmean(jnp.mean(u, 0), axis)
     # [D, n] @ [n, D] -> [D, D]
-    covariance = parallel.pmean(jnp.matmul(u.T, u, precision=PRECISION) / len(u), axis)
+    covariance = collectives.pmean(jnp.matmul(u.T, u, precision=PRECISION) / len(u), axis)
     variance = jnp.diagonal(covariance)
     total, squares = jnp.sum(variance), jnp.sum(jnp.square(covariance))
     rank = jnp.square(total) / jnp.where(squares > 0, squares, 1)

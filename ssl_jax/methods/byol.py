@@ -11,12 +11,13 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
+from ssl_jax.contract.method import Method, Run
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.losses import regression
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.protocol import Method, Run
+from ssl_jax.methods.parts import ema
 from ssl_jax.models import heads, network
-from ssl_jax.train import ema, schedules
+from ssl_jax.optim import schedules
 
 TARGET = ("encoder", "projector")
 

@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, models, parallel
+from ssl_jax import augment, models
+from ssl_jax.contract.method import Method, Run
+from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.losses import self_distillation as losses
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.protocol import Method, Run
+from ssl_jax.methods.parts import ema
 from ssl_jax.models import heads, network
-from ssl_jax.train import ema, schedules
+from ssl_jax.optim import schedules
 
 TEACHER = ("encoder", "projector")
 KNOWN = {"centring": ("mean", "sinkhorn", "none"), "encoder": ("target", "online")}
@@ -101,7 +103,7 @@ def make(config: ConfigDict, run: Run) -> Method:
         """Logits of all crops, float32 [b, V, K], and the statistics after them."""
         b, v = len(crops[0]), sum(x.shape[1] for x in crops)
         # For DropPath. No row has the number run.batch: a key that no view draws from.
-        keys = parallel.example_keys(jax.random.fold_in(ctx.key, run.batch), b, ctx.axis)
+        keys = collectives.example_keys(jax.random.fold_in(ctx.key, run.batch), b, ctx.axis)
         keys = jax.vmap(lambda key: jax.random.split(key, v))(keys)  # [b, V]
         x, new = network.forward_crops(
             encoder, params["encoder"], stats["encoder"], crops, ctx.axis, keys

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, models, parallel
+from ssl_jax import augment, models
 from ssl_jax.augment import tiles
+from ssl_jax.contract.method import Method, Run
+from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
-from ssl_jax.methods.protocol import Method, Run
 from ssl_jax.models import heads, network
 
 
@@ -62,7 +63,7 @@ def make(config: ConfigDict, run: Run) -> Method:
         image = augment.crops((policy,), image_key, batch["image"], ctx.axis)[:, 0]
 
         def draw(key, shape, below):
-            keys = parallel.example_keys(key, len(image), ctx.axis)
+            keys = collectives.example_keys(key, len(image), ctx.axis)
             return jax.vmap(lambda k: jax.random.randint(k, shape, 0, below))(keys)
 
         offsets = draw(offset_key, (tiles.TILES, 2), jitter + 1)

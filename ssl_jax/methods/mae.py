@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, models, parallel
+from ssl_jax import augment, models
 from ssl_jax.augment import masks
+from ssl_jax.contract.method import Method, Run
+from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 from ssl_jax.losses import reconstruction
-from ssl_jax.methods.protocol import Method, Run
 from ssl_jax.models import network
-from ssl_jax.models.mae_decoder import Decoder
+from ssl_jax.models.decoders.mae import Decoder
 from ssl_jax.models.vit import ViT, patchify
 
 
@@ -47,7 +48,7 @@ def make(config: ConfigDict, run: Run) -> Method:
     def views(key, batch, ctx):
         image_key, mask_key = jax.random.split(key)
         image = augment.crops((policy,), image_key, batch["image"], ctx.axis)[:, 0]
-        mask = masking.draw(parallel.example_keys(mask_key, len(image), ctx.axis))
+        mask = masking.draw(collectives.example_keys(mask_key, len(image), ctx.axis))
         return {"image": image, "mask": mask}  # [b, s, s, C], bool [b, N]
 
     def init(key, views):
@@ -63,7 +64,7 @@ def make(config: ConfigDict, run: Run) -> Method:
     def loss(params, state, views, ctx):
         # For DropPath, if the model has any. (`views` took the children 0 and 1 of this key.)
         keys = jax.random.fold_in(ctx.key, 2)
-        keys = parallel.example_keys(keys, len(views["image"]), ctx.axis)
+        keys = collectives.example_keys(keys, len(views["image"]), ctx.axis)
         z = latent(encoder, params, views["image"], views["mask"], masking.visible, keys)
         prediction = decoder.apply({"params": params["decoder"]}, z, views["mask"])  # [b, N, p·p·C]
         target = patchify(views["image"], encoder.patch)

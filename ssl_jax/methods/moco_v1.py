@@ -5,7 +5,7 @@ algorithm 1; facebookresearch/moco moco/builder.py and main_moco.py).
                                                    ├→ InfoNCE: query · key against query · queue
     other view → moving average of both = key ─────┘  then the keys of all devices enter the queue
 
-BatchNorm is local, and shuffled for the keys (`train/shuffle.py`): the statistics of a query's
+BatchNorm is local, and shuffled for the keys (`parts/shuffle.py`): the statistics of a query's
 group would otherwise say which key is its own.
 """
 
@@ -15,12 +15,13 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
+from ssl_jax.contract.method import Method, Run
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.losses import infonce
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.protocol import Method, Run
+from ssl_jax.methods.parts import ema, queue, shuffle
 from ssl_jax.models import heads, network
-from ssl_jax.train import ema, queue, schedules, shuffle
+from ssl_jax.optim import schedules
 
 
 def make(config: ConfigDict, run: Run) -> Method:

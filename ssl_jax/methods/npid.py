@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, models, parallel
+from ssl_jax import augment, models
+from ssl_jax.contract.method import Method, Run
+from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.losses import instance
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.protocol import Method, Run
 from ssl_jax.models import heads, network
 
 FORMS = ("softmax", "nce")
@@ -21,7 +22,7 @@ FORMS = ("softmax", "nce")
 
 def draw_noise(key: jax.Array, b: int, count: int, examples: int, axis: str | None) -> jax.Array:
     """Rows of the bank for each of the b local rows, uniform with replacement, int32 [b, count]."""
-    keys = parallel.example_keys(key, b, axis)
+    keys = collectives.example_keys(key, b, axis)
     return jax.vmap(lambda k: jax.random.randint(k, (count,), 0, examples))(keys)
 
 

@@ -16,12 +16,13 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
+from ssl_jax.contract.method import Method, Run
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.losses import infonce
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.protocol import Method, Run
+from ssl_jax.methods.parts import ema, queue, shuffle
 from ssl_jax.models import heads, network
-from ssl_jax.train import ema, queue, schedules, shuffle
+from ssl_jax.optim import schedules
 
 
 def make(config: ConfigDict, run: Run) -> Method:
@@ -36,7 +37,7 @@ def make(config: ConfigDict, run: Run) -> Method:
             (the official code: 0.999 throughout);
           group: rows that share their BatchNorm statistics, whatever the device count; 0: all of
             the batch, and nothing is shuffled;
-          shuffle: groups that the teacher's rows change places between, see `train/shuffle.py`;
+          shuffle: groups that the teacher's rows change places between, see `parts/shuffle.py`;
           encoder: 'online' (the student, as the official code evaluates) or 'target';
         `config.views.first` the student's strong augmentation, `config.views.second` the teacher's
         weak one, `config.model` the encoder.

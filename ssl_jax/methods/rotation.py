@@ -12,7 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
-from ssl_jax.methods.protocol import Method, Run
+from ssl_jax.contract.method import Method, Run
 from ssl_jax.models import heads, network
 
 ROTATIONS = 4

@@ -13,11 +13,12 @@ from jax import lax
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, models, parallel
+from ssl_jax import augment, models
+from ssl_jax.contract.method import Method, Run
+from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 from ssl_jax.losses import clustering
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.protocol import Method, Run
 from ssl_jax.models import heads, network
 
 
@@ -106,7 +107,7 @@ def make(config: ConfigDict, run: Run) -> Method:
             for kernel, labels in zip(kernels(params), state["labels"], strict=True)
         ]
         value, metrics = jax.tree.map(lambda *x: sum(x) / len(x), *terms)
-        rows, index = parallel.gather((lax.stop_gradient(z[:, :2]), index), ctx.axis)
+        rows, index = collectives.gather((lax.stop_gradient(z[:, :2]), index), ctx.axis)
         # To be written by the step.
         memory = {
             "bank": [

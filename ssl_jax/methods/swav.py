@@ -12,11 +12,12 @@ from jax import lax
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, models, parallel
+from ssl_jax import augment, models
+from ssl_jax.contract.method import Method, Run
+from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 from ssl_jax.losses import clustering
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.protocol import Method, Run
 from ssl_jax.models import heads, network
 
 
@@ -93,7 +94,9 @@ def make(config: ConfigDict, run: Run) -> Method:
     def assign(z, kernel, queue, ctx):
         """Assignments [b, 2, K] of the global crops [b, 2, d], and what becomes of the queue."""
         b = len(z)
-        z = jnp.swapaxes(parallel.gather(z, ctx.axis), 0, 1)  # [2, B, d], the rows of all devices
+        z = jnp.swapaxes(
+            collectives.gather(z, ctx.axis), 0, 1
+        )  # [2, B, d], the rows of all devices
         B = z.shape[1]
 
         def balance(z):  # [2, n, d] -> [2, B, K]
@@ -109,7 +112,7 @@ def make(config: ConfigDict, run: Run) -> Method:
             queue = Partial(push, queue, z, ctx.epoch >= m.queue_epoch)
         else:
             q = balance(z)
-        mine = lax.dynamic_slice_in_dim(q, parallel.rank(ctx.axis) * b, b, axis=1)
+        mine = lax.dynamic_slice_in_dim(q, collectives.rank(ctx.axis) * b, b, axis=1)
         return jnp.swapaxes(mine, 0, 1), queue
 
     def loss(params, state, views, ctx):
@@ -126,7 +129,7 @@ def make(config: ConfigDict, run: Run) -> Method:
 
     def metrics(scores, q, axis):
         p = jax.nn.softmax(scores / m.temperature, axis=-1)
-        use = parallel.pmean(p.mean((0, 1)), axis)  # [K], over all crops of all devices
+        use = collectives.pmean(p.mean((0, 1)), axis)  # [K], over all crops of all devices
         best = jnp.argmax(q, axis=-1)  # [b, 2]
         return {
             # Do the two global crops of an image get the same prototype?

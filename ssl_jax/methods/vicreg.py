@@ -8,9 +8,9 @@ import jax
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
+from ssl_jax.contract.method import Method, Run
 from ssl_jax.losses import redundancy
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.protocol import Method, Run
 from ssl_jax.models import heads, network
 
 

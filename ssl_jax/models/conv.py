@@ -20,7 +20,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives, layout
 
 # Products summed for one element of the gradient before the next images are taken, as measured:
 # fewer make more calls, more leave the caches. For patches also at most so many values of a map.
@@ -166,9 +166,9 @@ def _on_each_device(size, stride, padding, mesh, arguments, result):
     rows = NamedSharding(mesh, P(batch))
 
     def total(x, dy):
-        return parallel.psum(_sum_of_few.fun(x, dy, size, stride, padding), batch)
+        return collectives.psum(_sum_of_few.fun(x, dy, size, stride, padding), batch)
 
-    return mesh, total, parallel.replicated(mesh), (rows, rows)
+    return mesh, total, layout.replicated(mesh), (rows, rows)
 
 
 _sum_of_few.def_partition(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives
 
 
 class BatchNorm(nn.Module):
@@ -113,7 +113,7 @@ class BatchNorm(nn.Module):
                     jnp.mean(var.reshape(-1, channels), 0) * correction,
                 )
                 if self.group is not None:
-                    batch = parallel.pmean(batch, axis)
+                    batch = collectives.pmean(batch, axis)
                 for running, new in zip((running_mean, running_var), batch, strict=True):
                     running.value = self.momentum * running.value + (
                         1 - self.momentum
@@ -131,7 +131,7 @@ def _affine(x, mean, var, scale, bias, epsilon):
 
 def _count(x, reduced, axis):
     """Values that one statistic is of, over all devices that share it."""
-    return math.prod(x.shape[i] for i in reduced) * parallel.size(axis)
+    return math.prod(x.shape[i] for i in reduced) * collectives.size(axis)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -175,7 +175,7 @@ def normalise(
 def _normalise_fwd(x, shift, scale, bias, epsilon, reduced, axis):
     m = jnp.mean(x, reduced, keepdims=True) - shift
     q = jnp.mean(jnp.square(x - shift), reduced, keepdims=True)
-    m, q = parallel.pmean((m, q), axis)
+    m, q = collectives.pmean((m, q), axis)
     mean, var = shift + m, jnp.maximum(q - jnp.square(m), 0.0)
     y = _affine(x, mean, var, scale, bias, epsilon)
     return (y, mean, var), (x, mean, var, shift, scale, bias)
@@ -189,7 +189,7 @@ def _normalise_bwd(epsilon, reduced, axis, saved, cotangents):
     sum_dy = jnp.sum(dy, reduced, keepdims=True)
     sum_product = jnp.sum(dy * (x - mean), reduced, keepdims=True) * factor  # Σ ∂y · x̂
     n = _count(x, reduced, None)
-    mean_dy, mean_product = parallel.pmean((sum_dy / n, sum_product / n), axis)
+    mean_dy, mean_product = collectives.pmean((sum_dy / n, sum_product / n), axis)
     dx = dy - mean_dy - (x - mean) * (factor * mean_product)
     return (
         dx * (factor if scale is None else factor * scale),

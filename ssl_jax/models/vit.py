@@ -286,7 +286,7 @@ class ViT(nn.Module):
         Args:
           x: float [b, h, w, C]; h and w multiples of `patch`.
           train: DropPath is on.
-          keys: typed keys [b], one per example (`parallel.example_keys`); only for DropPath.
+          keys: typed keys [b], one per example (`collectives.example_keys`); only for DropPath.
 
         Returns:
           float32 [b, D].

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssl_jax import config as configs
-from ssl_jax.evaluate import collapse
-from ssl_jax.report.commands import flat
+from ssl_jax.evaluate.health import collapse
 from ssl_jax.report.contents import Run
+from ssl_jax.runs import config as configs
+from ssl_jax.runs.commands import flat
 
 MOST = 1_000  # points of a curve
 

@@ -8,14 +8,20 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, models, workdir
+from ssl_jax import augment, models
+from ssl_jax.contract import method as protocol
+from ssl_jax.contract.method import Context, Method
 from ssl_jax.errors import UserError
-from ssl_jax.evaluate import collapse, encoder, knn, probing
-from ssl_jax.evaluate.representation import Part
-from ssl_jax.methods import METHODS, protocol
-from ssl_jax.methods.protocol import Context, Method
-from ssl_jax.report import attention, commands, logs, pictures, prototypes, reconstructions
+from ssl_jax.evaluate import probing
+from ssl_jax.evaluate.features import encoder
+from ssl_jax.evaluate.features.representation import Part
+from ssl_jax.evaluate.health import collapse
+from ssl_jax.evaluate.probes import knn
+from ssl_jax.logs import metrics as logs
+from ssl_jax.methods import METHODS
+from ssl_jax.report import attention, pictures, prototypes, reconstructions
 from ssl_jax.report.contents import Neighbours, Pictures, Points, Run
+from ssl_jax.runs import commands, workdir
 from ssl_jax.train.state import TrainState
 
 POINTS = 1_000  # of the plane; t-SNE takes seconds

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ssl_jax.report.charts import seeds
-from ssl_jax.report.commands import flat
 from ssl_jax.report.contents import Run
+from ssl_jax.runs.commands import flat
 
 ABSENT = object()  # a field that a config does not have
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 
-from ssl_jax import workdir
 from ssl_jax.report import charts, compare, sections, sheets
 from ssl_jax.report.contents import Pictures, Run
 from ssl_jax.report.markup import chart, embedded, mark, note, section, state, table, text
+from ssl_jax.runs import workdir
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 ONLINE = (

@@ -190,7 +190,7 @@ def spectrum(
       values: name of the feature set -> float [s], descending.
       title: above it.
     """
-    from ssl_jax.evaluate.collapse import effective_rank
+    from ssl_jax.evaluate.health.collapse import effective_rank
 
     with canvas(path, 5.6, 3.8) as figure:
         ax = figure.add_subplot()

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ssl_jax import checkpoint
-from ssl_jax.evaluate import collapse, representation
-from ssl_jax.evaluate.representation import MONITORS, Judged
-from ssl_jax.experiment import Experiment
-from ssl_jax.report import collect, console, logs, page, pictures
+from ssl_jax.checkpoints import store
+from ssl_jax.evaluate.features import representation
+from ssl_jax.evaluate.features.representation import MONITORS, Judged
+from ssl_jax.evaluate.health import collapse
+from ssl_jax.logs import console, metrics
+from ssl_jax.report import collect, page, pictures
+from ssl_jax.train.experiment import Experiment
 from ssl_jax.train.state import TrainState
 
 ROWS = {"pixels": "raw pixels", "untrained": "untrained encoder", "learned": "learned features"}
@@ -43,7 +45,7 @@ def draw(e: Experiment, judged: Mapping[str, Judged], folder: pathlib.Path) -> D
     """
     into = folder / "report"
     into.mkdir(exist_ok=True)
-    records = logs.read(folder / "metrics.jsonl")
+    records = metrics.read(folder / "metrics.jsonl")
     title = f"{e.config.method.name} on {e.train.name}"
     pixels = judged["pixels"].knn_top1
     accuracy = pictures.PANELS[1]
@@ -133,7 +135,7 @@ def result(
 ) -> dict[str, Any]:
     """The content of result.json; every accuracy in [0, 1], None without labels."""
     learned = judged["learned"]
-    steps = [r for r in logs.read(folder / "metrics.jsonl") if "images_per_second" in r]
+    steps = [r for r in metrics.read(folder / "metrics.jsonl") if "images_per_second" in r]
     speeds = [r["images_per_second"] for r in steps]
     measured = {k: float(learned.collapse[k]) for k in MONITORS}
     alarm = collapse.alarm(
@@ -169,7 +171,7 @@ def result(
         },
         "judged_on": "test" if e.test is not None else "a fifth of train, held out of the probes",
         "collapse": {**measured, "alarm": alarm},
-        "fingerprint": checkpoint.fingerprint(state),
+        "fingerprint": store.fingerprint(state),
         "made_with": {
             "devices": jax.device_count(),
             "platform": jax.devices()[0].platform,

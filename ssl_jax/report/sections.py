@@ -5,11 +5,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssl_jax.evaluate import collapse
-from ssl_jax.report import console
-from ssl_jax.report.commands import flat
+from ssl_jax.evaluate.health import collapse
+from ssl_jax.logs import console
 from ssl_jax.report.contents import Run
 from ssl_jax.report.markup import facts, note, section, state, text
+from ssl_jax.runs.commands import flat
 
 PROBES = (("knn_top1", "kNN"), ("linear_top1", "Linear probe"))
 BASELINES = (("pixels", "raw pixels"), ("untrained", "untrained encoder"))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ssl_jax.evaluate.similarity import BINS, HARD, Histograms
+from ssl_jax.evaluate.health.similarity import BINS, HARD, Histograms
 from ssl_jax.report.pictures import LINES, canvas
 
 

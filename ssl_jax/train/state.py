@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from ssl_jax.methods.protocol import Context, Method
+from ssl_jax.contract.method import Context, Method
 
 
 class TrainState(NamedTuple):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ssl_jax import parallel
-from ssl_jax.methods.protocol import Context, Method, Run
+from ssl_jax.contract.method import Context, Method, Run
+from ssl_jax.devices import collectives
 from ssl_jax.train.state import TrainState, written
 
 
@@ -19,7 +19,7 @@ def make_step(
     run: Run,
     learning_rate: Callable[[jax.Array], jax.Array | float],
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """Returns step(state, batch, axis) for `parallel.compile_step`.
+    """Returns step(state, batch, axis) for `mapping.compile_step`.
 
         views → loss → gradients → what loss left to be written → optimizer → after_step
 
@@ -50,11 +50,11 @@ def make_step(
                 loss, (new_state, metrics) = method.loss(params, state, views, ctx)
             # The mean inside the differentiated function and again on the gradients: right under
             # shard_map and pmap, also where the loss gathers embeddings of other devices.
-            return parallel.pmean(loss, ctx.axis), (new_state, metrics)
+            return collectives.pmean(loss, ctx.axis), (new_state, metrics)
 
         (loss, (state, metrics)), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
         metrics = jax.tree.map(lambda m: jnp.asarray(m, jnp.float32), metrics)
-        grads, metrics = parallel.pmean((grads, metrics), ctx.axis)
+        grads, metrics = collectives.pmean((grads, metrics), ctx.axis)
         return state, grads, {"loss": loss, **metrics}
 
     def step(state: TrainState, batch: Any, axis: str | None):

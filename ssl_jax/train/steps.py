@@ -31,7 +31,7 @@ def make_steps(
     accumulate: int,
     shape: tuple[int, int, int],
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """Returns steps(state, images, rows, axis) for `parallel.compile_steps`: a `lax.scan` of steps.
+    """Returns steps(state, images, rows, axis) for `mapping.compile_steps`: a `lax.scan` of steps.
 
     Args:
       step: from `make_step`, for the rows of one device.

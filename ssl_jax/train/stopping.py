@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from ssl_jax import host
+from ssl_jax.processes import host
 from ssl_jax.train.loop import IN_FLIGHT
 
 EXIT_STOPPED = 143  # asked to stop and saved: started again, the run continues. 128 + SIGTERM

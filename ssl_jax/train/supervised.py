@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ssl_jax import augment, parallel
+from ssl_jax import augment
 from ssl_jax.augment.erasing import Erasing, erase
 from ssl_jax.augment.mixing import Mixing, mix, soft_targets
-from ssl_jax.methods.protocol import Method
+from ssl_jax.contract.method import Method
+from ssl_jax.devices import collectives, mapping
 from ssl_jax.models import linear, network
 
 
@@ -86,7 +87,7 @@ def make(model: nn.Module, classes: int, recipe: Recipe) -> Method:
         crop_key, erase_key, mix_key = (jax.random.fold_in(key, i) for i in range(3))
         image = augment.crops((recipe.policy,), crop_key, batch["image"], ctx.axis)[:, 0]
         if recipe.erasing.probability:
-            keys = parallel.example_keys(erase_key, len(image), ctx.axis)
+            keys = collectives.example_keys(erase_key, len(image), ctx.axis)
             image = erase(recipe.erasing, keys, image)
         target = soft_targets(batch["label"], classes, recipe.label_smoothing)
         if mixed:
@@ -102,7 +103,7 @@ def make(model: nn.Module, classes: int, recipe: Recipe) -> Method:
     def loss(params, state, views, ctx):
         # For DropPath. (`views` took the children 0, 1 and 2 of this key.)
         keys = jax.random.fold_in(ctx.key, 3)
-        keys = parallel.example_keys(keys, len(views["image"]), ctx.axis)
+        keys = collectives.example_keys(keys, len(views["image"]), ctx.axis)
         features, stats = network.forward(
             model, params["encoder"], state["batch_stats"], views["image"], ctx.axis, keys=keys
         )
@@ -136,7 +137,7 @@ def compile_predict(
 
     Args:
       model: as for `make`.
-      mesh: from `parallel.mesh()`.
+      mesh: from `layout.mesh()`.
       see: uint8 [b, H, W, C] -> float32 [b, s, s, C], the fixed view.
 
     Returns:
@@ -149,4 +150,4 @@ def compile_predict(
         scores = logits(variables["head"], features)
         return {"image": scores, "label": rows["label"], "valid": rows["index"] >= 0}
 
-    return parallel.compile_rows(predict, mesh)
+    return mapping.compile_rows(predict, mesh)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ssl_jax import parallel
 from ssl_jax.augment import mixing
 from ssl_jax.augment.mixing import Drawn, Mixing
+from ssl_jax.devices import layout, mapping
 
 
 def batch(b=8, height=6, width=5, classes=3, seed=0):
@@ -112,8 +112,8 @@ def test_how_often():
 def test_four_devices_equal_one(mode):
     m = Mixing(mixup=0.8, cutmix=1.0, mode=mode)
     images, targets = batch(b=16)
-    whole = parallel.compile_rows(
-        lambda key, rows: mixing.mix(m, key, *rows, parallel.AXIS), parallel.mesh()
+    whole = mapping.compile_rows(
+        lambda key, rows: mixing.mix(m, key, *rows, layout.AXIS), layout.mesh()
     )
     one = jax.jit(lambda key: mixing.mix(m, key, images, targets, None))
     partners = targets.reshape(8, 2, 3)[:, ::-1].reshape(16, 3)

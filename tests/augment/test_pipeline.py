@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ssl_jax import augment, parallel
+from ssl_jax import augment
 from ssl_jax.augment import policies
+from ssl_jax.devices import collectives, layout
 
 apply = jax.jit(augment.apply, static_argnums=0)
 
 
 def _keys(n, seed=0):
-    return parallel.example_keys(jax.random.key(seed), n, None)
+    return collectives.example_keys(jax.random.key(seed), n, None)
 
 
 def _images(b, height, width, channels=3, seed=0):
@@ -64,16 +65,16 @@ def test_the_same_noise_on_four_devices():
     policy, images, key = policies.make("simclr", 16), _images(8, 20, 20), jax.random.key(3)
 
     def local(images, axis):
-        keys = parallel.example_keys(key, images.shape[0], axis)
+        keys = collectives.example_keys(key, images.shape[0], axis)
         return augment.apply(policy, keys, images)
 
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), (parallel.AXIS,))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), (layout.AXIS,))
     spread = jax.jit(
         jax.shard_map(
-            functools.partial(local, axis=parallel.AXIS),
+            functools.partial(local, axis=layout.AXIS),
             mesh=mesh,
-            in_specs=P(parallel.AXIS),
-            out_specs=P(parallel.AXIS),
+            in_specs=P(layout.AXIS),
+            out_specs=P(layout.AXIS),
             check_vma=False,
         )
     )(images)

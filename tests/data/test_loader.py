@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
+from ssl_jax.contract.source import Lost, Source
 from ssl_jax.data import loader
-from ssl_jax.data.protocol import Lost, Source
 from ssl_jax.data.sources import open_source
 from ssl_jax.errors import UserError
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax import parallel
+from ssl_jax.contract.source import Lost, Source
 from ssl_jax.data import loader, resident
-from ssl_jax.data.protocol import Lost, Source
+from ssl_jax.devices import collectives, layout, mapping
 from ssl_jax.train.steps import make_steps
 
 N, BROKEN, SHAPE = 37, 5, (3, 2, 3)
@@ -63,19 +63,19 @@ def rows_of(at_once, **more):
 )
 def test_a_step_sees_the_batch_that_the_loader_would_give(devices, mode, monkeypatch):
     monkeypatch.setattr(resident, "PIECE", 8)
-    mesh = parallel.mesh(jax.devices()[:devices])
+    mesh = layout.mesh(jax.devices()[:devices])
 
     def step(state, batch, axis):
         def everyone(x):  # [accumulate, b, …] -> [accumulate, B, …]
-            return jnp.swapaxes(parallel.gather(jnp.swapaxes(x, 0, 1), axis), 0, 1)
+            return jnp.swapaxes(collectives.gather(jnp.swapaxes(x, 0, 1), axis), 0, 1)
 
         return state + 1, jax.tree.map(everyone, batch)
 
-    steps = parallel.compile_steps(make_steps(step, ACCUMULATE, SHAPE), mesh, mode)
-    images = parallel.put_whole(collect(SOURCE), mesh)
-    state, found = jax.device_put(np.int32(0), parallel.replicated(mesh)), []
+    steps = mapping.compile_steps(make_steps(step, ACCUMULATE, SHAPE), mesh, mode)
+    images = layout.put_whole(collect(SOURCE), mesh)
+    state, found = jax.device_put(np.int32(0), layout.replicated(mesh)), []
     for rows in rows_of(at_once=3):
-        state, seen = steps(state, images, parallel.put_batch(rows, mesh, mode))
+        state, seen = steps(state, images, layout.put_batch(rows, mesh, mode))
         found.append(seen)
     assert int(state) == STOP - START and [len(f["index"]) for f in found] == [3, 2]
     assert found[0]["image"].dtype == jnp.uint8

@@ -8,13 +8,14 @@ import threading
 
 import numpy as np
 import pytest
-import tiny_run
+from kit import tiny_run
 from PIL import Image
 
-from ssl_jax.checkpoint import open_manager
-from ssl_jax.data import folder as folders
-from ssl_jax.data import loader, pictures
-from ssl_jax.data.protocol import Lost
+from ssl_jax.checkpoints.store import open_manager
+from ssl_jax.contract.source import Lost
+from ssl_jax.data import loader
+from ssl_jax.data.decode import reader
+from ssl_jax.data.sources import folder as folders
 from ssl_jax.data.sources import open_source
 from ssl_jax.errors import UserError
 
@@ -37,7 +38,7 @@ def flat(tmp_path):
 def faulty(monkeypatch):
     """Makes reading a file fail: names -> what is raised, for ever or so many times."""
     whole = folders.content
-    monkeypatch.setattr(pictures, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(reader, "PAUSES", (0.01, 0.02))
 
     def install(faults, times=10**9):
         left = dict.fromkeys(faults, times)

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-import tiny_run
+from kit import tiny_run
 from PIL import Image
 
 from ssl_jax.jobs import analyze as analyze_job

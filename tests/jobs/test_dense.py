@@ -8,10 +8,10 @@ import sys
 import jax
 import numpy as np
 import pytest
-import tiny_run
+from kit import tiny_run
 from PIL import Image
 
-from ssl_jax.data import scenes
+from ssl_jax.data.sources import scenes
 
 SMALL = (
     "--config=configs/dense.py",
@@ -80,7 +80,7 @@ def test_every_feature_set_is_measured(found):
 
 def test_the_constant_is_that_of_the_scenes(found):
     _, result = found
-    from ssl_jax.evaluate.encoder import subset
+    from ssl_jax.evaluate.features.encoder import subset
 
     learn = scenes.dense_labels("train", subset(100, 40), 28)
     judge = scenes.dense_labels("test", subset(25, 12), 28)

@@ -6,12 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
-import tiny_run
+from kit import tiny_run
 
-from ssl_jax import config as configs
-from ssl_jax import experiment, host, workdir
-from ssl_jax.methods.protocol import Run
-from ssl_jax.report import logs
+from ssl_jax.contract.method import Run
+from ssl_jax.logs import metrics
+from ssl_jax.processes import host
+from ssl_jax.runs import config as configs
+from ssl_jax.runs import workdir
+from ssl_jax.train import experiment
 
 STEPS = 20
 SGD = (
@@ -27,7 +29,7 @@ SGD = (
 
 
 def losses(folder):
-    return [r["loss"] for r in logs.read(folder / "metrics.jsonl") if "loss" in r]
+    return [r["loss"] for r in metrics.read(folder / "metrics.jsonl") if "loss" in r]
 
 
 @functools.cache
@@ -109,7 +111,7 @@ def resumed_on(folder, processes, devices, *more):
     assert not any(codes) and "continuing at step 10" in outs[0], "\n".join(outs)
     assert f"on {processes * devices} cpu device" in outs[0]
     assert json.loads((folder / "config.json").read_text())["cpu_devices"] == devices
-    steps = [r["step"] for r in logs.read(folder / "metrics.jsonl") if "loss" in r]
+    steps = [r["step"] for r in metrics.read(folder / "metrics.jsonl") if "loss" in r]
     assert steps == list(range(1, STEPS + 1))
     return losses(folder)
 

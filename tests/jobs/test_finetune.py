@@ -11,19 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_run
+from kit import tiny_run
 
-from ssl_jax import augment, checkpoint, models, parallel
-from ssl_jax import config as configs
+from ssl_jax import augment, models
 from ssl_jax.augment.erasing import Erasing
 from ssl_jax.augment.mixing import Mixing, soft_targets
-from ssl_jax.data.protocol import Source
+from ssl_jax.checkpoints import store as checkpoint
+from ssl_jax.contract.method import Context
+from ssl_jax.contract.source import Source
+from ssl_jax.devices import collectives, layout, mapping
 from ssl_jax.errors import UserError
-from ssl_jax.evaluate import encoder, representation
+from ssl_jax.evaluate.features import encoder, representation
 from ssl_jax.jobs import finetune
-from ssl_jax.methods.protocol import Context
-from ssl_jax.report import logs
-from ssl_jax.train import optimizers, schedules, supervised
+from ssl_jax.logs import metrics as logs
+from ssl_jax.optim import optimizers, schedules
+from ssl_jax.runs import config as configs
+from ssl_jax.train import supervised
 
 # Plain SGD with everything random on; the equality of devices is rounding times a small factor.
 SGD = (
@@ -105,7 +108,7 @@ def test_the_encoder_of_the_run_is_where_it_begins(runs, tmp_path):
         "--config.steps=1",
         "--config.layer_decay=1.0",
     )
-    learned = encoder.restore(runs / "0", parallel.mesh()).variables
+    learned = encoder.restore(runs / "0", layout.mesh()).variables
     for name, more in (
         ("whole", ()),
         ("fresh", ("--config.fresh=('^bn1/', 'layer1_0/conv1')",)),
@@ -217,7 +220,7 @@ def test_fixed_positions_are_where_learned_ones_begin():
             variables=variables,
             saved=types.SimpleNamespace(config=types.SimpleNamespace(model=fields)),
         ),
-        mesh=parallel.mesh(),
+        mesh=layout.mesh(),
     )
     params = finetune.with_positions(config, opened)
     shapes = jax.eval_shape(learned.init, jax.random.key(1), x)["params"]
@@ -245,13 +248,13 @@ def test_a_vit_drops_the_same_paths_on_any_devices():
         def step(state, batch, axis, method=method, key=key):
             ctx = Context(jnp.int32(0), jnp.int32(0), jnp.zeros(()), key, axis)
             views = method.views(key, jax.tree.map(lambda x: x[0], batch), ctx)
-            return state, parallel.pmean(method.loss(*state, views, ctx)[0], axis)
+            return state, collectives.pmean(method.loss(*state, views, ctx)[0], axis)
 
         state = jax.jit(method.init)(key, {"image": jnp.zeros((2, 8, 8, 1))})
         split = jax.tree.map(lambda x: x[None], batch)
         losses[rate] = float(jax.jit(functools.partial(step, axis=None))(state, split)[1])
-        mesh = parallel.mesh()
-        four = parallel.compile_step(step, mesh)(state, parallel.put_batch(split, mesh))[1]
+        mesh = layout.mesh()
+        four = mapping.compile_step(step, mesh)(state, layout.put_batch(split, mesh))[1]
         np.testing.assert_allclose(four, losses[rate], rtol=1e-5)
     assert abs(losses[0.0] - losses[0.5]) > 1e-4, "no path was dropped"
 

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-import tiny_run
+from kit import tiny_run
 
 
 @pytest.fixture(scope="module")

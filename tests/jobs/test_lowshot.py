@@ -5,11 +5,12 @@ import statistics
 
 import numpy as np
 import pytest
-import tiny_run
+from kit import tiny_run
 
-from ssl_jax import config as configs
-from ssl_jax.evaluate import lowshot, run_features
+from ssl_jax.evaluate.features import run_features
+from ssl_jax.evaluate.probes import lowshot
 from ssl_jax.jobs import lowshot as job
+from ssl_jax.runs import config as configs
 
 
 @pytest.fixture(scope="module")

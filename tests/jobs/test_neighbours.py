@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import tiny_run
+from kit import tiny_run
 from PIL import Image
 
 

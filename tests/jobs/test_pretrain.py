@@ -8,13 +8,14 @@ import time
 import jax
 import numpy as np
 import pytest
-import tiny_run
+from kit import tiny_run
 
-from ssl_jax import workdir
 from ssl_jax.errors import UserError
-from ssl_jax.evaluate import collapse
-from ssl_jax.report import collect, logs, page
+from ssl_jax.evaluate.health import collapse
+from ssl_jax.logs import metrics
+from ssl_jax.report import collect, page
 from ssl_jax.report import run as report
+from ssl_jax.runs import workdir
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_a_run_leaves_all_that_is_promised(finished):
     assert r["collapse"]["embedding_std"] > 0 and r["collapse"]["embedding_rank"] >= 1
     assert len(r["fingerprint"]) == 64
     assert r["made_with"]["devices"] == 4 and r["made_with"]["jax"] == jax.__version__
-    records = logs.read(finished / "metrics.jsonl")
+    records = metrics.read(finished / "metrics.jsonl")
     assert [r["step"] for r in records if "loss" in r] == list(range(1, 13))
     assert [r["step"] for r in records if "knn_top1" in r] == [6, 12]
     assert list(finished.glob("events.out.tfevents.*"))
@@ -63,7 +64,7 @@ def test_online_probes_do_not_touch_the_run(finished, tmp_path):
     """The same state to the bit with and without kNN and linear probe on the way."""
     assert tiny_run.run(tmp_path, "--config.monitor.linear=0.0") == 0
     assert result(tmp_path)["fingerprint"] == result(finished)["fingerprint"]
-    with_probe, without = (logs.read(f / "metrics.jsonl") for f in (finished, tmp_path))
+    with_probe, without = (metrics.read(f / "metrics.jsonl") for f in (finished, tmp_path))
     probed = [r["linear_top1"] for r in with_probe if "linear_top1" in r]
     assert len(probed) == 2 and all(0.2 < p <= 1 for p in probed)
     # C is fixed, and the final probe chooses: close, not equal.
@@ -146,7 +147,7 @@ def test_the_other_mappings_end_at_the_same_loss(finished, tmp_path, mode):
     assert tiny_run.run(tmp_path, f"--config.parallel={mode}", "--config.steps=4") == 0
     tiny_run.finished(tmp_path / "default")
     mapped, default = (
-        [r["loss"] for r in logs.read(f / "metrics.jsonl") if "loss" in r]
+        [r["loss"] for r in metrics.read(f / "metrics.jsonl") if "loss" in r]
         for f in (tmp_path, tmp_path / "default")
     )
     np.testing.assert_allclose(mapped, default, rtol=1e-3)  # AdamW magnifies rounding
@@ -168,7 +169,7 @@ def test_stopped_or_killed_and_continued_is_as_never_stopped(finished, tmp_path,
     assert again.returncode == 0, out
     assert "continuing at step" in out
     assert result(tmp_path)["fingerprint"] == result(finished)["fingerprint"]
-    steps = [r["step"] for r in logs.read(tmp_path / "metrics.jsonl") if "loss" in r]
+    steps = [r["step"] for r in metrics.read(tmp_path / "metrics.jsonl") if "loss" in r]
     assert steps == list(range(1, 13)), "every step once"
 
 
@@ -184,9 +185,9 @@ def test_a_collapse_is_said_aloud_and_kept(tmp_path, monkeypatch, capsys):
 def test_a_last_step_that_was_skipped_does_not_spoil_the_result(tmp_path):
     tiny_run.finished(tmp_path)
     want = result(tmp_path)["collapse"]
-    records = [r for r in logs.read(tmp_path / "metrics.jsonl") if "loss" in r]
+    records = [r for r in metrics.read(tmp_path / "metrics.jsonl") if "loss" in r]
     nothing = {"embedding_std": float("nan"), "embedding_rank": float("nan")}
-    with logs.Metrics(tmp_path / "metrics.jsonl", 4) as file:
+    with metrics.Metrics(tmp_path / "metrics.jsonl", 4) as file:
         file.write(4, {**records[-1], **nothing})
     (tmp_path / "result.json").unlink()
     assert tiny_run.run(tmp_path, "--config.steps=4") == 0

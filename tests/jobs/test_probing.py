@@ -6,13 +6,15 @@ import statistics
 import jax
 import numpy as np
 import pytest
-import tiny_run
+from kit import tiny_run
 from PIL import Image
 
-from ssl_jax import config as configs
-from ssl_jax import models, parallel
+from ssl_jax import models
+from ssl_jax.devices import layout
 from ssl_jax.errors import UserError
-from ssl_jax.evaluate import encoder, probing, representation
+from ssl_jax.evaluate import probing
+from ssl_jax.evaluate.features import encoder, representation
+from ssl_jax.runs import config as configs
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +157,7 @@ def test_classes_without_a_label_are_no_accuracy():
 
 def test_embeddings_behind_the_projector(runs, capsys):
     """By hand: linear, BatchNorm with running statistics, ReLU, linear, scale of a BatchNorm."""
-    mesh = parallel.mesh()
+    mesh = layout.mesh()
     both = encoder.restore(runs / "0", mesh, encoder.with_projector)
     x = jax.random.normal(jax.random.key(0), (4, 28, 28, 1))
     model = models.make(both.saved.config.model)

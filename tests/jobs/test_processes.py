@@ -7,13 +7,16 @@ import sys
 
 import jax
 import pytest
-import tiny_run
+from kit import tiny_run
 
-from ssl_jax import config as configs
-from ssl_jax import interprocess, main, verify, workdir
-from ssl_jax.evaluate import encoder
+from ssl_jax import main
+from ssl_jax.checkpoints import verify
+from ssl_jax.contract.method import Run
+from ssl_jax.evaluate.features import encoder
 from ssl_jax.jobs import pretrain
-from ssl_jax.methods.protocol import Run
+from ssl_jax.processes import talk
+from ssl_jax.runs import config as configs
+from ssl_jax.runs import workdir
 
 SMALL = (
     "--config.train_examples=300",
@@ -48,8 +51,11 @@ JOBS = {
 # features a job ever had in one array, in one search and on its devices.
 DRIVER = """
 import json, pathlib, sys
-from ssl_jax import joining, main, parallel
-from ssl_jax.evaluate import features, neighbours
+from ssl_jax import main
+from ssl_jax.devices import layout
+from ssl_jax.evaluate.features import collect
+from ssl_jax.evaluate.probes import neighbours
+from ssl_jax.processes import join as joining
 rows = []
 def recording(module, name, length):
     f = getattr(module, name)
@@ -58,9 +64,9 @@ def recording(module, name, length):
         rows[-1].append(length(args, found))
         return found
     setattr(module, name, recorded)
-recording(features, "extract", lambda args, found: len(found[0]))
+recording(collect, "extract", lambda args, found: len(found[0]))
 recording(neighbours, "search", lambda args, found: len(args[0]))
-recording(parallel, "put_own", lambda args, found: len(args[0]))
+recording(layout, "put_own", lambda args, found: len(args[0]))
 join, joined = joining.join, []
 def join_once(found):
     if not joined:
@@ -161,7 +167,7 @@ def test_processes_connect_before_work_that_may_take_one_of_them_longer(
     def first_collective(*_, **__):
         raise Reached
 
-    monkeypatch.setattr(interprocess, "connect", called.append)
+    monkeypatch.setattr(talk, "connect", called.append)
     monkeypatch.setattr(encoder, "restore", first_collective)
     monkeypatch.setattr(verify, "newest", first_collective)
     monkeypatch.setattr(pretrain, "compile_step", lambda e: None)

@@ -9,10 +9,10 @@ import types
 import jax
 import numpy as np
 import pytest
-import tiny_run
+from kit import tiny_run
 
-from ssl_jax import patience
 from ssl_jax.jobs import report as report_job
+from ssl_jax.processes import insist
 
 PROBED = ("--config.train_examples=300", "--config.test_examples=100")
 
@@ -103,7 +103,7 @@ def test_the_same_page_from_the_folder_alone_waits_for_the_disk(
 ):
     in_the_way = tmp_path / "index.html.tmp"
     in_the_way.mkdir()
-    monkeypatch.setattr(patience, "time", types.SimpleNamespace(sleep=lambda _: in_the_way.rmdir()))
+    monkeypatch.setattr(insist, "time", types.SimpleNamespace(sleep=lambda _: in_the_way.rmdir()))
     assert report(runs / "0", f"--workdir={tmp_path}") == 0
     said = capsys.readouterr()
     assert "index.html" in said.out

@@ -9,16 +9,19 @@ import types
 import jax
 import numpy as np
 import pytest
-import tiny_run
+from kit import tiny_run
 
 from benchmarks import chaos
-from ssl_jax import checkpoint, experiment, host, parallel, workdir
-from ssl_jax import config as configs
+from ssl_jax.checkpoints import store as checkpoint
 from ssl_jax.data import resident
+from ssl_jax.devices import layout
 from ssl_jax.errors import UserError
 from ssl_jax.jobs import pretrain
-from ssl_jax.report import logs
-from ssl_jax.train import loop, stopping
+from ssl_jax.logs import metrics
+from ssl_jax.processes import host
+from ssl_jax.runs import config as configs
+from ssl_jax.runs import workdir
+from ssl_jax.train import experiment, loop, stopping
 
 # The last call has two steps. SGD at a small rate, as in test_devices.py: rounding stays rounding.
 RUN = (
@@ -46,7 +49,7 @@ def fingerprint(folder):
 
 
 def records(folder, key):
-    return [r for r in logs.read(folder / "metrics.jsonl") if key in r]
+    return [r for r in metrics.read(folder / "metrics.jsonl") if key in r]
 
 
 def parameters(folder):
@@ -71,9 +74,9 @@ def test_it_learns_what_the_ordinary_run_learns_and_logs_at_the_same_steps(undis
 def test_stopped_and_continued_is_as_never_stopped(undisturbed, tmp_path, monkeypatch, capsys):
     look = pretrain.look
 
-    def asked(e, state, logged):
+    def asked(e, encode, state, logged):
         signal.raise_signal(signal.SIGTERM)  # before the monitor, which comes after step 4
-        return look(e, state, logged)
+        return look(e, encode, state, logged)
 
     with monkeypatch.context() as during:
         during.setattr(pretrain, "look", asked)
@@ -194,22 +197,22 @@ def test_what_is_left_open_is_decided(assembled, monkeypatch):
     assert settled(assembled, resident=True) == (True, 10)  # of 10, 150 and 300
     assert settled(assembled, resident=True, log_every=7) == (True, 1)
     room = 8 * resident.size(assembled.train)
-    monkeypatch.setattr(parallel, "device_memory", lambda: room)
+    monkeypatch.setattr(layout, "device_memory", lambda: room)
     assert settled(assembled) == (True, 10)
     assert settled(assembled, steps_at_once=2) == (True, 2)
     assert settled(assembled, resident=False) == (False, 1)
-    monkeypatch.setattr(parallel, "device_memory", lambda: room - 8)
+    monkeypatch.setattr(layout, "device_memory", lambda: room - 8)
     assert settled(assembled) == (False, 1)
 
 
 def test_a_run_that_continues_does_as_it_did(assembled, monkeypatch):
-    monkeypatch.setattr(parallel, "device_memory", lambda: 2**40)
+    monkeypatch.setattr(layout, "device_memory", lambda: 2**40)
     old = before(assembled, None, None)
     with old.unlocked():
         del old.data["resident"], old["steps_at_once"]
     assert settled(assembled, old) == (False, 1), "older than the fields"
     assert settled(assembled, before(assembled, False, 1)) == (False, 1)
-    monkeypatch.setattr(parallel, "device_memory", lambda: 0)
+    monkeypatch.setattr(layout, "device_memory", lambda: 0)
     assert settled(assembled, before(assembled, True, 5)) == (True, 5)
     assert settled(assembled, before(assembled, True, 5), resident=False) == (False, 1)
     assert settled(assembled, before(assembled, True, "x")) == (True, 1), "a damaged file"

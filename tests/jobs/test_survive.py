@@ -7,12 +7,14 @@ import time
 import jax
 import numpy as np
 import pytest
-import tiny_run
+from kit import tiny_run
 
 from benchmarks import chaos
-from ssl_jax import checkpoint, experiment, host, workdir
-from ssl_jax.report import logs
-from ssl_jax.train import health, stopping
+from ssl_jax.checkpoints import store
+from ssl_jax.logs import metrics
+from ssl_jax.processes import host
+from ssl_jax.runs import workdir
+from ssl_jax.train import experiment, health, stopping
 
 SEVERAL = (
     "--config.steps=100000",
@@ -28,7 +30,7 @@ FINETUNE = (
 
 
 def steps_of(folder):
-    return [r["step"] for r in logs.read(folder / "metrics.jsonl") if "loss" in r]
+    return [r["step"] for r in metrics.read(folder / "metrics.jsonl") if "loss" in r]
 
 
 def stop(processes, folder, who, after):
@@ -126,7 +128,7 @@ def diverge(folder, *more):
 def test_steps_that_are_not_finite_end_the_run_and_name_the_first(tmp_path, capsys):
     assert diverge(tmp_path / "every") == 2
     every = capsys.readouterr()
-    records = logs.read(tmp_path / "every" / "metrics.jsonl")
+    records = metrics.read(tmp_path / "every" / "metrics.jsonl")
     first = next(r for r in records if r["skipped"])
     name = "gradient norm" if np.isfinite(first["loss"]) else "loss"
     assert not np.isfinite(first[name.replace(" ", "_")])
@@ -138,8 +140,8 @@ def test_steps_that_are_not_finite_end_the_run_and_name_the_first(tmp_path, caps
     assert f"checkpoint {saved} has the last good ones" in every.err
     config = workdir.read_config(tmp_path / "every").config
     like = experiment.like(experiment.assemble(config, host.Cluster(1, 0, 1), None))
-    with checkpoint.open_manager(tmp_path / "every" / "checkpoints", 2, read_only=True) as manager:
-        state = checkpoint.restore(manager, saved, like)
+    with store.open_manager(tmp_path / "every" / "checkpoints", 2, read_only=True) as manager:
+        state = store.restore(manager, saved, like)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
     # The first bad step lies between two that are logged, and is named all the same.
@@ -158,6 +160,6 @@ def test_a_spike_is_said_once_and_kept(tmp_path, monkeypatch, capsys):
     assert tiny_run.run(tmp_path, "--config.steps=8") == 0
     err = capsys.readouterr().err
     assert "SPIKE at step 4: the loss, " in err and err.count("SPIKE") == 1
-    kept = {r["step"]: r.get("loss_spike") for r in logs.read(tmp_path / "metrics.jsonl")}
+    kept = {r["step"]: r.get("loss_spike") for r in metrics.read(tmp_path / "metrics.jsonl")}
     assert kept == {s: 9.0 if s in (4, 5) else None for s in range(1, 9)}
     assert "loss_spike" not in json.dumps(workdir.read_result(tmp_path))

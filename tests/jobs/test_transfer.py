@@ -5,12 +5,12 @@ import json
 import cv2
 import numpy as np
 import pytest
-import tiny_run
+from kit import tiny_run
 
-from ssl_jax import config as configs
 from ssl_jax.data import sources
 from ssl_jax.errors import UserError
 from ssl_jax.jobs import transfer
+from ssl_jax.runs import config as configs
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ import termios
 import time
 
 import pytest
-import tiny_run
 import yaml
+from kit import tiny_run
 
-from ssl_jax import cluster
-from ssl_jax.report import logs
+from ssl_jax.logs import metrics
+from ssl_jax.processes import find
 
 LAUNCH = tiny_run.REPOSITORY / "launch"
 LOCAL, TPU, SLURM = LAUNCH / "local.sh", LAUNCH / "tpu_pod.sh", LAUNCH / "slurm.sbatch"
@@ -220,9 +220,7 @@ def test_cluster_py_reads_what_kubernetes_yaml_sets():
     variables = {e["name"]: e["value"] for e in box["env"]}
     assert all(isinstance(v, str) for v in variables.values())
     for index in range(3):  # JOB_COMPLETION_INDEX comes from Kubernetes
-        found = cluster.find(
-            cluster.Flags(), {**variables, "JOB_COMPLETION_INDEX": str(index)}, False
-        )
+        found = find.find(find.Flags(), {**variables, "JOB_COMPLETION_INDEX": str(index)}, False)
         host = f"digits-{worker['name']}-0-0.{network['subdomain']}"
         assert found.coordinator == f"{host}:{box['ports'][0]['containerPort']}"
         assert (found.kind, found.processes, found.process) == ("kubernetes", 3, index)
@@ -542,7 +540,7 @@ def start(workdir):
 
 def logged(workdir):
     """The newest step in metrics.jsonl."""
-    return max([0, *(r["step"] for r in logs.read(workdir / "metrics.jsonl") if "loss" in r)])
+    return max([0, *(r["step"] for r in metrics.read(workdir / "metrics.jsonl") if "loss" in r)])
 
 
 def fingerprint(workdir):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives, layout
 from ssl_jax.errors import UserError
 from ssl_jax.losses import clustering
 
@@ -21,7 +21,7 @@ def golden(name):
 
 def on_devices(f, count, *arguments):
     """f(*rows of a device) mapped over devices, its results joined."""
-    mesh = parallel.mesh(jax.devices()[:count])
+    mesh = layout.mesh(jax.devices()[:count])
     return jax.jit(
         jax.shard_map(f, mesh=mesh, in_specs=P("batch"), out_specs=P("batch"), check_vma=False)
     )(*arguments)
@@ -47,8 +47,8 @@ def test_sinkhorn_of_two_devices_is_that_of_all_rows():
     data = golden("world2_swav_sinkhorn")
 
     def local(scores):
-        q = clustering.sinkhorn(parallel.gather(scores, parallel.AXIS), 0.05, 3)
-        return jax.lax.dynamic_slice_in_dim(q, parallel.rank(parallel.AXIS) * 4, 4)
+        q = clustering.sinkhorn(collectives.gather(scores, layout.AXIS), 0.05, 3)
+        return jax.lax.dynamic_slice_in_dim(q, collectives.rank(layout.AXIS) * 4, 4)
 
     q = on_devices(local, 2, data["scores"].reshape(8, 5))
     np.testing.assert_allclose(q.reshape(2, 4, 5), data["q"], rtol=1e-4, atol=1e-7)
@@ -114,8 +114,8 @@ def test_pseudo_labels_take_one_mean_over_the_labelled_rows_of_all_devices():
 
     def step(scores, labels):
         def mean_loss(scores):  # as in train/step.py
-            loss, metrics = ours(scores, labels, parallel.AXIS)
-            return parallel.pmean(loss, parallel.AXIS), metrics
+            loss, metrics = ours(scores, labels, layout.AXIS)
+            return collectives.pmean(loss, layout.AXIS), metrics
 
         (loss, metrics), grad = jax.value_and_grad(mean_loss, has_aux=True)(scores)
         return loss[None], metrics["accuracy"][None], grad / 4

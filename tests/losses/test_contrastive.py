@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives, layout
 from ssl_jax.errors import UserError
 from ssl_jax.losses.contrastive import normalize, ntxent, ntxent_metrics
 
@@ -121,8 +121,8 @@ def test_bfloat16_inputs_are_computed_in_float32():
 
 def over_devices(f, count):
     """f(z1 [b,d], z2 [b,d]) -> leaves [...], mapped; every device's result is stacked."""
-    mesh = parallel.mesh(jax.devices()[:count])
-    rows = P(parallel.AXIS)
+    mesh = layout.mesh(jax.devices()[:count])
+    rows = P(layout.AXIS)
     mapped = jax.shard_map(
         lambda *z: jax.tree.map(lambda x: x[None], f(*z)),
         mesh=mesh,
@@ -143,13 +143,13 @@ def test_four_devices_equal_one(chunk):
 
         def mean_loss(w):
             loss, metrics = ntxent_metrics(x1 @ w, x2 @ w, 0.2, axis, chunk)
-            return parallel.pmean(loss, axis), parallel.pmean(metrics, axis)
+            return collectives.pmean(loss, axis), collectives.pmean(metrics, axis)
 
         (loss, metrics), grad = jax.value_and_grad(mean_loss, has_aux=True)(jnp.asarray(w))
-        return loss, metrics, parallel.pmean(grad, axis)
+        return loss, metrics, collectives.pmean(grad, axis)
 
     one = jax.jit(lambda a, b: step(a, b, None))(x1, x2)
-    four = over_devices(lambda a, b: step(a, b, parallel.AXIS), 4)(x1, x2)
+    four = over_devices(lambda a, b: step(a, b, layout.AXIS), 4)(x1, x2)
     assert 0 < one[1]["contrastive_accuracy"] < 1
     for want, got in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
         for device in range(4):
@@ -161,14 +161,14 @@ def test_two_processes_of_lightly():
     x1, x2 = (golden[k].reshape(8, 12) for k in ("X1", "X2"))
     weight, bias = golden["param/e.lin.weight"], golden["param/e.lin.bias"]
 
-    def step(x1, x2, axis=parallel.AXIS):
+    def step(x1, x2, axis=layout.AXIS):
         def both(params):
             w, bias = params
             loss = ntxent(x1 @ w.T + bias, x2 @ w.T + bias, 0.5, axis)
-            return parallel.pmean(loss, axis), loss
+            return collectives.pmean(loss, axis), loss
 
         grads, loss = jax.grad(both, has_aux=True)((jnp.asarray(weight), jnp.asarray(bias)))
-        return loss, parallel.pmean(grads, axis)
+        return loss, collectives.pmean(grads, axis)
 
     loss, (w_grad, b_grad) = over_devices(step, 2)(x1, x2)
     np.testing.assert_allclose(loss, golden["loss_per_rank"], rtol=1e-5)

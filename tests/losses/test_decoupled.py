@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives, layout
 from ssl_jax.errors import UserError
 from ssl_jax.losses.contrastive import ntxent_metrics
 from ssl_jax.losses.decoupled import dcl, von_mises_fisher_weights
@@ -131,15 +131,15 @@ def test_four_devices_equal_one(sigma):
 
         def mean_loss(w):
             loss, metrics = dcl(x1 @ w, x2 @ w, 0.2, sigma, axis)
-            return parallel.pmean(loss, axis), parallel.pmean(metrics, axis)
+            return collectives.pmean(loss, axis), collectives.pmean(metrics, axis)
 
         (loss, metrics), grad = jax.value_and_grad(mean_loss, has_aux=True)(jnp.asarray(w))
-        return loss, metrics, parallel.pmean(grad, axis)
+        return loss, metrics, collectives.pmean(grad, axis)
 
-    rows = P(parallel.AXIS)
+    rows = P(layout.AXIS)
     mapped = jax.shard_map(
-        lambda *x: step(*x, parallel.AXIS),
-        mesh=parallel.mesh(),
+        lambda *x: step(*x, layout.AXIS),
+        mesh=layout.mesh(),
         in_specs=(rows, rows),
         out_specs=P(),
         check_vma=False,

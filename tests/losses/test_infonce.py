@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives, layout
 from ssl_jax.errors import UserError
 from ssl_jax.losses import infonce
 
@@ -112,9 +112,9 @@ def over_devices(f, count):
     return jax.jit(
         jax.shard_map(
             lambda *x: jax.tree.map(lambda leaf: leaf[None], f(*x)),
-            mesh=parallel.mesh(jax.devices()[:count]),
-            in_specs=P(parallel.AXIS),
-            out_specs=P(parallel.AXIS),
+            mesh=layout.mesh(jax.devices()[:count]),
+            in_specs=P(layout.AXIS),
+            out_specs=P(layout.AXIS),
             check_vma=False,
         )
     )
@@ -126,11 +126,11 @@ def test_two_processes_of_moco_v3():
 
     def step(x, k):
         def both(params):
-            loss, _ = infonce.between_views(x @ params[0].T + params[1], k, 0.2, parallel.AXIS)
-            return parallel.pmean(loss, parallel.AXIS), loss
+            loss, _ = infonce.between_views(x @ params[0].T + params[1], k, 0.2, layout.AXIS)
+            return collectives.pmean(loss, layout.AXIS), loss
 
         grads, loss = jax.grad(both, has_aux=True)((jnp.asarray(weight), jnp.asarray(bias)))
-        return loss, parallel.pmean(grads, parallel.AXIS)
+        return loss, collectives.pmean(grads, layout.AXIS)
 
     rows = golden["X1"].reshape(8, 12), golden["z2"].reshape(8, 6)
     loss, (w_grad, b_grad) = over_devices(step, 2)(*rows)
@@ -145,7 +145,7 @@ def test_the_weights_of_dclw_are_those_of_all_devices():
     f = functools.partial(
         infonce.against_queue, queue=queue, temperature=0.2, decoupled=True, sigma=0.3
     )
-    four = over_devices(lambda q, k: f(q, k, axis=parallel.AXIS)[0], 4)(q, k)
+    four = over_devices(lambda q, k: f(q, k, axis=layout.AXIS)[0], 4)(q, k)
     np.testing.assert_allclose(np.mean(four), oracle(q, k, queue, 0.2, True, 0.3), rtol=1e-5)
 
 

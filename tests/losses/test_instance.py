@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives, layout
 from ssl_jax.errors import UserError
 from ssl_jax.losses import instance
 from ssl_jax.train.state import written
@@ -109,14 +109,14 @@ def test_bank_and_normaliser_of_all_devices():
         want[i] = new / np.linalg.norm(new)
 
     def step(bank, index, z, noise):
-        loss, normaliser = instance.nce(z, bank, index, noise, 0.5, 0.0, parallel.AXIS)
-        new = written(instance.update_bank(bank, index, z, 0.25, parallel.AXIS))
-        return parallel.pmean(loss, parallel.AXIS), normaliser[None], new[None]
+        loss, normaliser = instance.nce(z, bank, index, noise, 0.5, 0.0, layout.AXIS)
+        new = written(instance.update_bank(bank, index, z, 0.25, layout.AXIS))
+        return collectives.pmean(loss, layout.AXIS), normaliser[None], new[None]
 
     loss, normalisers, banks = jax.jit(
         jax.shard_map(
             step,
-            mesh=parallel.mesh(),
+            mesh=layout.mesh(),
             in_specs=(P(), P("batch"), P("batch"), P("batch")),
             out_specs=(P(), P("batch"), P("batch")),
             check_vma=False,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives, layout
 from ssl_jax.losses import reconstruction
 
 
@@ -44,18 +44,18 @@ def test_every_hidden_patch_of_all_devices_weighs_the_same():
     def loss(scale, prediction, target, mask, axis=None):
         # As the step has it: the mean within the differentiated function, then that of gradients.
         share = reconstruction.masked_mse(scale * prediction, target, mask, axis)
-        return parallel.pmean(share, axis)
+        return collectives.pmean(share, axis)
 
     def local(prediction, target, mask):
-        axis = parallel.AXIS
+        axis = layout.AXIS
         both = jax.value_and_grad(loss)(scale, prediction, target, mask, axis)
         share = reconstruction.masked_mse(scale * prediction, target, mask, axis)
         explained = reconstruction.explained(share, target, mask, axis)
-        return parallel.pmean((both, explained), axis)
+        return collectives.pmean((both, explained), axis)
 
     scale = jnp.float32(1.5)
     whole, gradient = jax.value_and_grad(loss)(scale, prediction, target, mask)
-    mesh, rows = parallel.mesh(jax.devices()[:2]), P(parallel.AXIS)
+    mesh, rows = layout.mesh(jax.devices()[:2]), P(layout.AXIS)
     mapped = jax.shard_map(local, mesh=mesh, in_specs=rows, out_specs=P(), check_vma=False)
     (split, split_gradient), explained = jax.jit(mapped)(prediction, target, mask)
     np.testing.assert_allclose(split, whole, rtol=1e-6)

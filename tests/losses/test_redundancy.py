@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives, layout
 from ssl_jax.losses import redundancy
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -148,15 +148,15 @@ def test_four_devices_equal_one(name):
             terms = getattr(redundancy, name)(x1 @ w, x2 @ w, axis)
             # Unequal weights, so that no term hides another.
             loss = sum(k * v for k, v in enumerate(terms.values(), 1))
-            return parallel.pmean(loss, axis), parallel.pmean(terms, axis)
+            return collectives.pmean(loss, axis), collectives.pmean(terms, axis)
 
         (loss, terms), grad = jax.value_and_grad(mean_loss, has_aux=True)(jnp.asarray(w))
-        return loss, terms, parallel.pmean(grad, axis)
+        return loss, terms, collectives.pmean(grad, axis)
 
-    rows = P(parallel.AXIS)
+    rows = P(layout.AXIS)
     mapped = jax.shard_map(
-        lambda *x: step(*x, parallel.AXIS),
-        mesh=parallel.mesh(),
+        lambda *x: step(*x, layout.AXIS),
+        mesh=layout.mesh(),
         in_specs=(rows, rows),
         out_specs=P(),
         check_vma=False,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ssl_jax import parallel
+from ssl_jax.devices import layout
 from ssl_jax.errors import UserError
 from ssl_jax.losses import clustering
 from ssl_jax.losses import self_distillation as losses
@@ -103,8 +103,8 @@ def test_sinkhorn_of_all_devices():
     teacher = 50 * normal(8, 2, 5)  # exp(50 / 0.05) is no number
     mapped = jax.jit(
         jax.shard_map(
-            lambda t: losses.sinkhorn_targets(t, 0.05, 3, parallel.AXIS),
-            mesh=parallel.mesh(),
+            lambda t: losses.sinkhorn_targets(t, 0.05, 3, layout.AXIS),
+            mesh=layout.mesh(),
             in_specs=P("batch"),
             out_specs=P("batch"),
             check_vma=False,
@@ -122,13 +122,13 @@ def test_centre_of_two_processes():
     teacher = np.concatenate([side_by_side(rank, 2) for rank in golden["teacher_out"]])
 
     def twice(teacher):
-        centre = losses.update_centre(jnp.zeros(7), teacher, 0.9, parallel.AXIS)
-        return losses.update_centre(centre, 0.5 * teacher, 0.9, parallel.AXIS)[None]
+        centre = losses.update_centre(jnp.zeros(7), teacher, 0.9, layout.AXIS)
+        return losses.update_centre(centre, 0.5 * teacher, 0.9, layout.AXIS)[None]
 
     mapped = jax.jit(
         jax.shard_map(
             twice,
-            mesh=parallel.mesh(jax.devices()[:2]),
+            mesh=layout.mesh(jax.devices()[:2]),
             in_specs=P("batch"),
             out_specs=P("batch"),
             check_vma=False,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ssl_jax import parallel
+from ssl_jax.devices import layout
 from ssl_jax.losses.spread import DIMENSIONS, spread
 
 
@@ -52,9 +52,9 @@ def test_four_devices_equal_one_and_no_gradient(shape):
     z = gaussian(16, int(np.prod(shape[1:])), seed=1).reshape(shape)
     mapped = jax.jit(
         jax.shard_map(
-            lambda z: spread(z, parallel.AXIS),
-            mesh=parallel.mesh(),
-            in_specs=P(parallel.AXIS),
+            lambda z: spread(z, layout.AXIS),
+            mesh=layout.mesh(),
+            in_specs=P(layout.AXIS),
             out_specs=P(),
             check_vma=False,
         )

@@ -9,12 +9,12 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ssl_jax import config as configs
-from ssl_jax import parallel
+from ssl_jax.contract.method import Context, Run
+from ssl_jax.devices import collectives, layout
 from ssl_jax.methods import barlow_twins
-from ssl_jax.methods.protocol import Context, Run
 from ssl_jax.models import heads
-from ssl_jax.train import optimizers
+from ssl_jax.optim import optimizers
+from ssl_jax.runs import config as configs
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 RUN = Run(1_281_167, 2048, 625, 625_000)
@@ -85,16 +85,16 @@ def test_two_devices_have_twice_the_official_gradient(monkeypatch):
     def step(params, views):
         def mean_loss(params):
             empty = {"encoder": {}, "projector": {}}
-            value, _ = method.loss(params, empty, views, context(parallel.AXIS))
-            return parallel.pmean(value, parallel.AXIS)
+            value, _ = method.loss(params, empty, views, context(layout.AXIS))
+            return collectives.pmean(value, layout.AXIS)
 
         value, grad = jax.value_and_grad(mean_loss)(params)
-        return value, parallel.pmean(grad, parallel.AXIS)
+        return value, collectives.pmean(grad, layout.AXIS)
 
     mapped = jax.shard_map(
         step,
-        mesh=parallel.mesh(jax.devices()[:2]),
-        in_specs=(P(), P(parallel.AXIS)),
+        mesh=layout.mesh(jax.devices()[:2]),
+        in_specs=(P(), P(layout.AXIS)),
         out_specs=P(),
         check_vma=False,
     )

@@ -9,11 +9,11 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from ssl_jax import config as configs
+from ssl_jax.contract.method import Context, Run
 from ssl_jax.errors import UserError
 from ssl_jax.methods import byol
-from ssl_jax.methods.protocol import Context, Run
 from ssl_jax.models import heads
+from ssl_jax.runs import config as configs
 from ssl_jax.train.state import TrainState
 from ssl_jax.train.step import make_step
 

@@ -6,15 +6,15 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-import tiny
 from jax import lax
+from kit import tiny
 
-from benchmarks import collectives
-from ssl_jax import parallel
+from benchmarks import collectives as listed
+from ssl_jax.contract.method import Run
+from ssl_jax.devices import collectives, layout, mapping
 from ssl_jax.methods import METHODS
-from ssl_jax.methods.protocol import Run
 from ssl_jax.models import conv
-from ssl_jax.train import optimizers, schedules
+from ssl_jax.optim import optimizers, schedules
 from ssl_jax.train.state import make_create
 from ssl_jax.train.step import make_step
 
@@ -28,11 +28,11 @@ GLOBAL_VIEW = ("simclr", "moco_v1", "swav", "mae", "jigsaw")
 
 def text_of(step, mode, state, batch):
     """The optimised HLO of a step for shapes of the state and of the global batch [1, B, …]."""
-    mesh = parallel.mesh(jax.devices()[:DEVICES])
-    whole = parallel.replicated(mesh)
+    mesh = layout.mesh(jax.devices()[:DEVICES])
+    whole = layout.replicated(mesh)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state)
-    lowered = parallel.compile_step(step, mesh, mode).lower(
-        state, parallel.like_batch(batch, mesh, mode)
+    lowered = mapping.compile_step(step, mesh, mode).lower(
+        state, layout.like_batch(batch, mesh, mode)
     )
     return lowered.compile(compiler_options={"xla_backend_optimization_level": 0}).as_text()
 
@@ -76,7 +76,7 @@ def compiled(name, mode="shard_map"):
 
 def sent(name, mode="shard_map"):
     text, state, config = compiled(name, mode)
-    return collectives.read(text, DEVICES), state, config
+    return listed.read(text, DEVICES), state, config
 
 
 def leaf_bytes(tree):
@@ -92,10 +92,10 @@ def batch_statistics(state):
 @pytest.mark.parametrize("name", METHODS)
 def test_no_image_and_nothing_needless_crosses_devices(name):
     found, state, config = sent(name)
-    assert not collectives.image_sized(found, collectives.images(config, DEVICES, state.params))
+    assert not listed.image_sized(found, listed.images(config, DEVICES, state.params))
     size = collections.Counter()
     for c in found:
-        size[collectives.part(c)] += collectives.size(c)
+        size[listed.part(c)] += listed.size(c)
     # Every parameter's gradient once.
     assert size["gradients"] == leaf_bytes(state.params)
     # Forward and backward, and again for views of another size.
@@ -105,7 +105,7 @@ def test_no_image_and_nothing_needless_crosses_devices(name):
     for c in found:
         if c.kind != "all-reduce":
             outputs = config.method.projector.out * DEVICES if name == "dino" else 0
-            assert collectives.elements(c) <= max(2 * BATCH * WIDTH, outputs), c
+            assert listed.elements(c) <= max(2 * BATCH * WIDTH, outputs), c
     assert size["statistics"] + size["metrics"] < 8_192
 
 
@@ -114,17 +114,17 @@ def test_nor_where_the_partitioner_decides(name, monkeypatch):
     # As with large maps, of which fewer are taken at a time than there are devices.
     monkeypatch.setattr(conv, "CONTRACTION", 1)
     found, state, config = sent(name, "jit")
-    assert not collectives.image_sized(found, collectives.images(config, DEVICES, state.params))
-    gradients = [c for c in found if collectives.part(c) == "gradients"]
+    assert not listed.image_sized(found, listed.images(config, DEVICES, state.params))
+    gradients = [c for c in found if listed.part(c) == "gradients"]
     rest = [c for c in found if c not in gradients]
     # Those of BatchNorm's parameters are among the rest; a kernel has one for each size of views.
     once, sizes = leaf_bytes(state.params), len({v.size for v in config.views.values()})
-    assert 0.75 * once < sum(map(collectives.size, gradients)) <= sizes * once
-    assert sum(map(collectives.size, found)) >= once
-    assert sum(map(collectives.size, rest)) < 16_384
+    assert 0.75 * once < sum(map(listed.size, gradients)) <= sizes * once
+    assert sum(map(listed.size, found)) >= once
+    assert sum(map(listed.size, rest)) < 16_384
     assert all(c.times == 1 for c in gradients), "none in the loop over the images"
     for c in found:
-        assert c.kind == "all-reduce" or collectives.elements(c) <= 2 * BATCH * WIDTH, c
+        assert c.kind == "all-reduce" or listed.elements(c) <= 2 * BATCH * WIDTH, c
 
 
 def test_nor_where_views_are_drawn_in_pieces():
@@ -132,8 +132,8 @@ def test_nor_where_views_are_drawn_in_pieces():
     config = configured("simclr")
     config.method.encoder_rows = BATCH  # half of both views
     text, state = lower(METHODS["simclr"](config, RUN), config, "jit")
-    found = collectives.read(text, DEVICES)
-    assert not collectives.image_sized(found, collectives.images(config, DEVICES, state.params))
+    found = listed.read(text, DEVICES)
+    assert not listed.image_sized(found, listed.images(config, DEVICES, state.params))
     assert all(c.dtype != "u8" for c in found)
 
 
@@ -153,14 +153,14 @@ def test_a_method_that_moves_images_is_caught(mode):
 
     def shuffled(key, batch, ctx):
         views = method.views(key, batch, ctx)
-        everyone = parallel.gather(views, ctx.axis)[jax.random.permutation(key, BATCH)]
-        first = parallel.rank(ctx.axis) * len(views)
+        everyone = collectives.gather(views, ctx.axis)[jax.random.permutation(key, BATCH)]
+        first = collectives.rank(ctx.axis) * len(views)
         return lax.dynamic_slice_in_dim(everyone, first, len(views))
 
     text, state = lower(method._replace(views=shuffled), config, mode)
-    found = collectives.read(text, DEVICES)
-    caught = collectives.image_sized(found, collectives.images(config, DEVICES, state.params))
-    assert caught and max(map(collectives.elements, caught)) >= BATCH * 2 * 28 * 28
+    found = listed.read(text, DEVICES)
+    caught = listed.image_sized(found, listed.images(config, DEVICES, state.params))
+    assert caught and max(map(listed.elements, caught)) >= BATCH * 2 * 28 * 28
 
 
 def test_bytes_by_hand():
@@ -170,13 +170,13 @@ def test_bytes_by_hand():
         x = batch["x"][0]  # [b, 5]
 
         def loss(w):
-            return jnp.sum(jnp.sin(parallel.gather(x * w, axis)) ** 2)
+            return jnp.sum(jnp.sin(collectives.gather(x * w, axis)) ** 2)
 
         grad = jax.grad(loss)(state)
         total, _ = lax.scan(
-            lambda sum, _: (parallel.pmean(jnp.sin(sum), axis), None), x.sum(0), length=3
+            lambda sum, _: (collectives.pmean(jnp.sin(sum), axis), None), x.sum(0), length=3
         )
-        images = parallel.gather(batch["image"][0], axis)
+        images = collectives.gather(batch["image"][0], axis)
         return state, {"g": grad, "t": total, "i": images[0, 0]}
 
     batch = {
@@ -184,14 +184,14 @@ def test_bytes_by_hand():
         "image": jax.ShapeDtypeStruct((1, 8, 3), "uint8"),
     }
     text = text_of(step, "shard_map", jax.ShapeDtypeStruct((5,), "float32"), batch)
-    found = {(c.kind, c.dtype, c.shape): c for c in collectives.read(text, DEVICES)}
+    found = {(c.kind, c.dtype, c.shape): c for c in listed.read(text, DEVICES)}
     assert found.keys() == {
         ("all-gather", "f32", (8, 5)),
         ("all-gather", "u8", (8, 3)),
         ("reduce-scatter", "f32", (8, 5)),
         ("all-reduce", "f32", (5,)),
     }
-    assert collectives.size(found["all-reduce", "f32", (5,)]) == 3 * 20
-    assert collectives.size(found["reduce-scatter", "f32", (8, 5)]) == 160
-    own = collectives.Images(1_000, DEVICES, 0)
-    assert [c.dtype for c in collectives.image_sized(found.values(), own)] == ["u8"]
+    assert listed.size(found["all-reduce", "f32", (5,)]) == 3 * 20
+    assert listed.size(found["reduce-scatter", "f32", (8, 5)]) == 160
+    own = listed.Images(1_000, DEVICES, 0)
+    assert [c.dtype for c in listed.image_sized(found.values(), own)] == ["u8"]

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax import config as configs
+from ssl_jax.contract.method import Context, Run
 from ssl_jax.errors import UserError
 from ssl_jax.methods import dcl, simclr
-from ssl_jax.methods.protocol import Context, Run
+from ssl_jax.runs import config as configs
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 RUN = Run(1_281_167, 256, 5004, 1_000_800)

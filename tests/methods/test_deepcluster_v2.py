@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ssl_jax import config as configs
-from ssl_jax import parallel
+from ssl_jax.contract.method import Context, Run
+from ssl_jax.devices import layout
 from ssl_jax.errors import UserError
 from ssl_jax.methods import deepcluster_v2
-from ssl_jax.methods.protocol import Context, Run
+from ssl_jax.runs import config as configs
 from ssl_jax.train.state import written
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -146,12 +146,12 @@ def test_two_devices_cluster_what_two_processes_did(setting):
     draws[:] = [jnp.asarray(data["ids"][0][data[f"init_idx_rank0_head{h}"]]) for h in range(3)]
 
     def step(params, state, views):
-        ctx = context(run, 0, parallel.AXIS)
+        ctx = context(run, 0, layout.AXIS)
         _, (after, _) = method.loss(params, state, views, ctx)
         _, after = method.after_step(params, written(after), ctx)
         return jax.tree.map(lambda x: x[None], after)  # of each device
 
-    mesh = parallel.mesh(jax.devices()[:2])
+    mesh = layout.mesh(jax.devices()[:2])
     specs = {"in_specs": (P(), P(), P("batch")), "out_specs": P("batch"), "check_vma": False}
     after = jax.jit(jax.shard_map(step, mesh=mesh, **specs))(params, state, views)
     for device in range(2):

@@ -6,20 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from jax.sharding import PartitionSpec as P
+from kit import tiny
 from ml_collections import ConfigDict
 
-from ssl_jax import config as configs
-from ssl_jax import models, parallel
-from ssl_jax.convert import torch_weights
+from ssl_jax import models
+from ssl_jax.contract.method import Context, Run
+from ssl_jax.devices import collectives, layout
 from ssl_jax.errors import UserError
+from ssl_jax.exchange import torch_weights
 from ssl_jax.losses import clustering
 from ssl_jax.losses import self_distillation as losses
 from ssl_jax.methods import dino
-from ssl_jax.methods.protocol import Context, Run
 from ssl_jax.models import heads
-from ssl_jax.train import optimizers, rules
+from ssl_jax.optim import optimizers, rules
+from ssl_jax.runs import config as configs
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 RUN = Run(examples=64, batch=8, steps_per_epoch=8, total_steps=16)
@@ -137,7 +138,7 @@ def test_centre_of_two_processes(monkeypatch):
     )  # [rank · image, crop]
 
     def twice(rows):
-        ctx, centre = context(parallel.AXIS), jnp.zeros(7)
+        ctx, centre = context(layout.AXIS), jnp.zeros(7)
         for factor in (1.0, 0.5):
             params, state = tables(teacher, factor * teacher, centre)
             centre = method.loss(params, state, {"global": rows[..., None]}, ctx)[1][0]["centre"]
@@ -146,7 +147,7 @@ def test_centre_of_two_processes(monkeypatch):
     mapped = jax.jit(
         jax.shard_map(
             twice,
-            mesh=parallel.mesh(jax.devices()[:2]),
+            mesh=layout.mesh(jax.devices()[:2]),
             in_specs=P("batch"),
             out_specs=P("batch"),
             check_vma=False,
@@ -219,11 +220,11 @@ def test_drop_path_of_the_student_alone():
     np.testing.assert_allclose(teacher[0, 0], teacher[5, 1], atol=1e-6)
 
     def local(views):
-        loss, (new, _) = method.loss(params, state, views, context(parallel.AXIS))
-        return parallel.pmean(loss, parallel.AXIS), new["centre"]
+        loss, (new, _) = method.loss(params, state, views, context(layout.AXIS))
+        return collectives.pmean(loss, layout.AXIS), new["centre"]
 
     mapped = jax.shard_map(
-        local, mesh=parallel.mesh(), in_specs=P("batch"), out_specs=P(), check_vma=False
+        local, mesh=layout.mesh(), in_specs=P("batch"), out_specs=P(), check_vma=False
     )
     loss, centre = jax.jit(mapped)(views)
     want = losses.cross_view(student, seen["targets"], 0.1)

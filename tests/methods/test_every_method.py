@@ -8,13 +8,14 @@ import functools
 import jax
 import numpy as np
 import pytest
-import tiny
+from kit import tiny
 
-from ssl_jax import checkpoint, parallel
-from ssl_jax.evaluate import encoder
+from ssl_jax.checkpoints import store
+from ssl_jax.contract.method import Run
+from ssl_jax.devices import layout, mapping
+from ssl_jax.evaluate.features import encoder
 from ssl_jax.methods import METHODS
-from ssl_jax.methods.protocol import Run
-from ssl_jax.train import optimizers, schedules
+from ssl_jax.optim import optimizers, schedules
 from ssl_jax.train.state import make_create
 from ssl_jax.train.step import make_step
 
@@ -32,7 +33,7 @@ def batches(mesh, mode):
             order = rng.permutation(64).astype(np.int32)
         index = order[step % 4 * BATCH :][:BATCH]
         rows = {"image": image[index], "index": index, "label": np.full_like(index, -1)}
-        yield parallel.put_batch({k: v[None] for k, v in rows.items()}, mesh, mode)
+        yield layout.put_batch({k: v[None] for k, v in rows.items()}, mesh, mode)
 
 
 @functools.cache
@@ -45,7 +46,7 @@ def compiled(name, devices, mode):
     def optimizer_of(params):
         return optimizers.make(config.optimizer, params, method.labels(params), **counts)
 
-    mesh = parallel.mesh(jax.devices()[:devices])
+    mesh = layout.mesh(jax.devices()[:devices])
     local = {
         "image": jax.ShapeDtypeStruct((BATCH, 28, 28, 1), "uint8"),
         "index": jax.ShapeDtypeStruct((BATCH,), "int32"),
@@ -62,7 +63,7 @@ def compiled(name, devices, mode):
     def start():  # a copy: the step donates what it gets
         return on_devices(kept, mesh)
 
-    return mesh, parallel.compile_step(step, mesh, mode), start
+    return mesh, mapping.compile_step(step, mesh, mode), start
 
 
 def on_host(state):
@@ -71,7 +72,7 @@ def on_host(state):
 
 def on_devices(kept, mesh):
     state = kept._replace(key=jax.random.wrap_key_data(kept.key))
-    return jax.device_put(state, parallel.replicated(mesh))
+    return jax.device_put(state, layout.replicated(mesh))
 
 
 @functools.cache
@@ -156,14 +157,14 @@ def test_from_the_same_state_a_step_on_four_devices_changes_the_same(name):
 def test_a_stop_and_a_restart_change_nothing(name, tmp_path):
     mesh, step, start = compiled(name, 1, "shard_map")
     state = start()
-    with checkpoint.open_manager(tmp_path, 2) as manager:
+    with store.open_manager(tmp_path, 2) as manager:
         for k, batch in enumerate(batches(mesh, "shard_map")):
             state, _ = step(state, batch)
             if k == 4:  # within the second epoch
-                checkpoint.save(manager, state)
+                store.save(manager, state)
                 manager.wait_until_finished()
-                state = checkpoint.restore(manager, 5, start())
-    assert checkpoint.fingerprint(state) == checkpoint.fingerprint(trained(name)[1])
+                state = store.restore(manager, 5, start())
+    assert store.fingerprint(state) == store.fingerprint(trained(name)[1])
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import optax
 import pytest
 import test_collectives
-import toy_method
 from jax import lax
 from jax.tree_util import Partial
+from kit import toy_method
 
 from benchmarks import memory
+from ssl_jax.contract.method import Run
 from ssl_jax.losses import instance
-from ssl_jax.methods.protocol import Run
 from ssl_jax.train.state import make_create
 from ssl_jax.train.step import make_step
 

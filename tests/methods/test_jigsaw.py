@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax import config as configs
 from ssl_jax.augment import policies, tiles
+from ssl_jax.contract.method import Context, Run
 from ssl_jax.errors import UserError
 from ssl_jax.methods import jigsaw
-from ssl_jax.methods.protocol import Context, Run
+from ssl_jax.runs import config as configs
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 RUN = Run(64, 16, 4, 10)
@@ -141,8 +141,8 @@ def test_tiles_that_do_not_fit_their_cells(fields):
 def test_making_the_method_leaves_the_devices_to_be_chosen():
     """A run counts its devices after `make`; a JAX array made there would have chosen them."""
     code = (
-        "import jax; from ssl_jax import config; from ssl_jax.methods import METHODS;"
-        "from ssl_jax.methods.protocol import Run;"
+        "import jax; from ssl_jax.runs import config; from ssl_jax.methods import METHODS;"
+        "from ssl_jax.contract.method import Run;"
         "c, _ = config.load('configs/jigsaw.py:digits');"
         "METHODS['jigsaw'](c, Run(64, 16, 4, 10));"
         "jax.config.update('jax_num_cpu_devices', 3)"

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax import config as configs
 from ssl_jax.augment import policies
-from ssl_jax.convert import torch_weights
+from ssl_jax.contract.method import Context, Run
 from ssl_jax.errors import UserError
+from ssl_jax.exchange import torch_weights
 from ssl_jax.methods import mae
-from ssl_jax.methods.protocol import Context, Run
-from ssl_jax.models.mae_decoder import Decoder
+from ssl_jax.models.decoders.mae import Decoder
 from ssl_jax.models.vit import ViT
+from ssl_jax.runs import config as configs
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 RUN = Run(64, 16, 4, 10)

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from jax.sharding import PartitionSpec as P
+from kit import tiny
 
-from ssl_jax import config as configs
-from ssl_jax import parallel
+from ssl_jax.contract.method import Context, Run
+from ssl_jax.devices import collectives, layout
 from ssl_jax.errors import UserError
 from ssl_jax.methods import moco_v1
-from ssl_jax.methods.protocol import Context, Run
+from ssl_jax.runs import config as configs
 from ssl_jax.train.state import written
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -78,17 +78,17 @@ def network(golden, prefix, step=None):
 
 def stepper(method, devices):
     """f(params, state, views, step) -> (loss, gradients, state), over `devices`."""
-    axis = parallel.AXIS
+    axis = layout.AXIS
 
     def step(params, state, views, index):
         def mean_loss(params):
             loss, (new, _) = method.loss(params, state, views, context(axis, index))
-            return parallel.pmean(loss, axis), written(new)
+            return collectives.pmean(loss, axis), written(new)
 
         (loss, new), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
-        return loss, parallel.pmean(grads, axis), new
+        return loss, collectives.pmean(grads, axis), new
 
-    mesh = parallel.mesh(jax.devices()[:devices])
+    mesh = layout.mesh(jax.devices()[:devices])
     specs = {"in_specs": (P(), P(), P(axis), P()), "out_specs": P()}
     return jax.jit(jax.shard_map(step, mesh=mesh, check_vma=False, **specs))
 
@@ -130,11 +130,11 @@ def keys_of(config, devices=1):
     state = {**state, "target": params}
 
     def enqueued(views, seed):
-        _, (new, _) = method.loss(params, state, views, context(parallel.AXIS, 0, seed))
+        _, (new, _) = method.loss(params, state, views, context(layout.AXIS, 0, seed))
         return written(new["queue"])[:8]
 
-    mesh = parallel.mesh(jax.devices()[:devices])
-    specs = {"in_specs": (P(parallel.AXIS), P()), "out_specs": P()}
+    mesh = layout.mesh(jax.devices()[:devices])
+    specs = {"in_specs": (P(layout.AXIS), P()), "out_specs": P()}
     mapped = jax.jit(jax.shard_map(enqueued, mesh=mesh, check_vma=False, **specs))
     return lambda seed: np.asarray(mapped(views, seed))
 

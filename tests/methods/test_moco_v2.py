@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+from kit import tiny
 
-from ssl_jax import config as configs
 from ssl_jax import models
+from ssl_jax.contract.method import Context, Run
 from ssl_jax.methods import METHODS, moco_v2
-from ssl_jax.methods.protocol import Context, Run
-from ssl_jax.train import schedules
+from ssl_jax.optim import schedules
+from ssl_jax.runs import config as configs
 from ssl_jax.train.state import written
 
 

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from jax.sharding import PartitionSpec as P
+from kit import tiny
 
-from ssl_jax import config as configs
-from ssl_jax import parallel
 from ssl_jax.augment import policies
+from ssl_jax.contract.method import Context, Run
+from ssl_jax.devices import collectives, layout
 from ssl_jax.errors import UserError
 from ssl_jax.methods import METHODS, moco_v3
-from ssl_jax.methods.protocol import Context, Run
+from ssl_jax.runs import config as configs
 from ssl_jax.train.state import written
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -92,14 +92,14 @@ def test_one_step_of_the_official_code(monkeypatch, devices):
 
     def step(views):
         def mean_loss(params):
-            loss, (new, _) = method.loss(params, state, views, context(parallel.AXIS))
-            return parallel.pmean(loss, parallel.AXIS), written(new)
+            loss, (new, _) = method.loss(params, state, views, context(layout.AXIS))
+            return collectives.pmean(loss, layout.AXIS), written(new)
 
         (loss, new), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
-        return loss, parallel.pmean(grads, parallel.AXIS), new
+        return loss, collectives.pmean(grads, layout.AXIS), new
 
-    mesh = parallel.mesh(jax.devices()[:devices])
-    specs = {"in_specs": P(parallel.AXIS), "out_specs": P()}
+    mesh = layout.mesh(jax.devices()[:devices])
+    specs = {"in_specs": P(layout.AXIS), "out_specs": P()}
     loss, grads, new = jax.jit(jax.shard_map(step, mesh=mesh, check_vma=False, **specs))(views)
 
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-6)

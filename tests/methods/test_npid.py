@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from jax.sharding import PartitionSpec as P
+from kit import tiny
 
-from ssl_jax import config as configs
-from ssl_jax import parallel
+from ssl_jax.contract.method import Context, Run
+from ssl_jax.devices import collectives, layout
 from ssl_jax.errors import UserError
 from ssl_jax.methods import npid
-from ssl_jax.methods.protocol import Context, Run
+from ssl_jax.runs import config as configs
 from ssl_jax.train.state import written
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -125,11 +125,11 @@ def test_four_devices_leave_one_bank(setting, form):
 
     def step(views, axis):
         loss, (new, _) = method.loss(params, state, views, context(axis))
-        return parallel.pmean(loss, axis), jax.tree.map(lambda x: x[None], written(new))
+        return collectives.pmean(loss, axis), jax.tree.map(lambda x: x[None], written(new))
 
     mapped = jax.shard_map(
-        lambda v: step(v, parallel.AXIS),
-        mesh=parallel.mesh(),
+        lambda v: step(v, layout.AXIS),
+        mesh=layout.mesh(),
         in_specs=P("batch"),
         out_specs=(P(), P("batch")),
         check_vma=False,
@@ -154,8 +154,8 @@ def test_noise_is_uniform_and_of_the_example():
     assert np.abs(counts / 2_000 - 1).max() < 0.12  # 5 standard deviations
     assert not np.array_equal(noise[0], noise[1])
     mapped = jax.shard_map(
-        lambda _: npid.draw_noise(key, 1, 25_000, 50, parallel.AXIS),
-        mesh=parallel.mesh(),
+        lambda _: npid.draw_noise(key, 1, 25_000, 50, layout.AXIS),
+        mesh=layout.mesh(),
         in_specs=P("batch"),
         out_specs=P("batch"),
         check_vma=False,

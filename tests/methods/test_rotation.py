@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax import config as configs
 from ssl_jax.augment import policies
+from ssl_jax.contract.method import Context, Run
 from ssl_jax.methods import rotation
-from ssl_jax.methods.protocol import Context, Run
+from ssl_jax.runs import config as configs
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 RUN = Run(64, 16, 4, 10)

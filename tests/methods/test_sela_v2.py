@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax import config as configs
+from ssl_jax.contract.method import Context, Run
 from ssl_jax.errors import UserError
 from ssl_jax.methods import sela_v2
-from ssl_jax.methods.protocol import Context, Run
+from ssl_jax.runs import config as configs
 from ssl_jax.train.state import written
 
 HEADS = (4, 3, 5)

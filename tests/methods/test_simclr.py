@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ssl_jax import config as configs
-from ssl_jax import parallel
+from ssl_jax.contract.method import Context, Run
+from ssl_jax.devices import collectives, layout
 from ssl_jax.methods import simclr
-from ssl_jax.methods.protocol import Context, Run
+from ssl_jax.runs import config as configs
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -43,14 +43,14 @@ def test_two_different_views_of_every_image(setting):
 
 def test_four_devices_draw_compute_and_keep_the_same(setting):
     _, method, image, views, params, state = setting
-    mesh = parallel.mesh()
+    mesh = layout.mesh()
 
     def step(params, image):
-        ctx = context(parallel.AXIS)
+        ctx = context(layout.AXIS)
         views = method.views(jax.random.key(1), {"image": image}, ctx)
         loss, (new, metrics) = method.loss(params, state, views, ctx)
         # Not averaged: the state of each device as it leaves, stacked.
-        return views, parallel.pmean(loss, ctx.axis), jax.tree.map(lambda x: x[None], new)
+        return views, collectives.pmean(loss, ctx.axis), jax.tree.map(lambda x: x[None], new)
 
     mapped = jax.jit(
         jax.shard_map(

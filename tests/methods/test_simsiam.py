@@ -10,12 +10,12 @@ import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from ssl_jax import config as configs
+from ssl_jax.contract.method import Context, Run
 from ssl_jax.errors import UserError
 from ssl_jax.methods import simsiam
-from ssl_jax.methods.protocol import Context, Run
 from ssl_jax.models import heads
-from ssl_jax.train import optimizers
+from ssl_jax.optim import optimizers
+from ssl_jax.runs import config as configs
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 RUN = Run(examples=4000, batch=8, steps_per_epoch=500, total_steps=1000)

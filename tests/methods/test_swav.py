@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from jax.sharding import PartitionSpec as P
+from kit import tiny
 
-from ssl_jax import config as configs
-from ssl_jax import parallel
+from ssl_jax.contract.method import Context, Run
+from ssl_jax.devices import collectives, layout
 from ssl_jax.errors import UserError
 from ssl_jax.methods import swav
-from ssl_jax.methods.protocol import Context, Run
+from ssl_jax.runs import config as configs
 from ssl_jax.train.state import written
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "swav_multicrop_noqueue.npz")
@@ -112,20 +112,20 @@ def test_two_devices_give_the_same(make):
     def step(params, views, axis):
         def mean_loss(params, views):  # as in train/step.py
             value, aux = method.loss(params, {**EMPTY, "queue": queue}, views, context(0, axis))
-            return parallel.pmean(value, axis), aux
+            return collectives.pmean(value, axis), aux
 
         (value, (state, metrics)), (grads, inputs) = jax.value_and_grad(
             mean_loss, (0, 1), has_aux=True
         )(params, views)
-        kernel = parallel.pmean(grads["prototypes"]["kernel"], axis)
-        inputs = jax.tree.map(lambda x: x / parallel.size(axis), inputs)
+        kernel = collectives.pmean(grads["prototypes"]["kernel"], axis)
+        inputs = jax.tree.map(lambda x: x / collectives.size(axis), inputs)
         alike = value, kernel, written(state["queue"]), metrics["prototypes_used"]
         return jax.tree.map(lambda x: x[None], alike), inputs
 
     want, want_inputs = jax.jit(lambda p, v: step(p, v, None))(params, views)
     mapped = jax.shard_map(
-        lambda params, views: step(params, views, parallel.AXIS),
-        mesh=parallel.mesh(jax.devices()[:2]),
+        lambda params, views: step(params, views, layout.AXIS),
+        mesh=layout.mesh(jax.devices()[:2]),
         in_specs=(P(), P("batch")),
         out_specs=P("batch"),
         check_vma=False,

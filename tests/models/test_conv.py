@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import collectives
-from ssl_jax import parallel
+from ssl_jax.devices import layout
 from ssl_jax.models import conv
 
 MANY = (32, 130)  # channels in and out that have the gradient made from patches
@@ -79,9 +79,9 @@ def test_gradient_under_maps(mode):
     want = gradient(params, x)["kernel"]
     if mode == "shard_map":
         f = jax.shard_map(
-            lambda p, x: jax.lax.psum(gradient(p, x), parallel.AXIS),
-            mesh=parallel.mesh(),
-            in_specs=(P(), P(parallel.AXIS)),
+            lambda p, x: jax.lax.psum(gradient(p, x), layout.AXIS),
+            mesh=layout.mesh(),
+            in_specs=(P(), P(layout.AXIS)),
             out_specs=P(),
             check_vma=False,
         )
@@ -104,7 +104,7 @@ def test_gradient_under_maps(mode):
 )
 def test_maps_stay_on_their_device_where_jit_splits_the_batch(size, stride, channels, monkeypatch):
     """With 16 images at a time and with one, which is less than one a device."""
-    mesh = parallel.mesh()
+    mesh = layout.mesh()
     c, o = channels
     module, flax = both(size, stride, o)
     x = jax.random.normal(jax.random.key(1), (16, 4, 4, c))
@@ -114,8 +114,8 @@ def test_maps_stay_on_their_device_where_jit_splits_the_batch(size, stride, chan
         return jax.grad(lambda p: jnp.sum(jnp.square(module.apply({"params": p}, x))))(params)
 
     want = gradient(flax, params, x)["kernel"]
-    split = jax.device_put(x, NamedSharding(mesh, P(parallel.AXIS)))
-    whole = jax.device_put(params, parallel.replicated(mesh))
+    split = jax.device_put(x, NamedSharding(mesh, P(layout.AXIS)))
+    whole = jax.device_put(params, layout.replicated(mesh))
     for images in (16, 1):
         for name in ("CONTRACTION", "CONTRACTION_OF_PATCHES"):
             monkeypatch.setattr(conv, name, images * (4 // stride) ** 2)

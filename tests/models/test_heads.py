@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from ssl_jax.convert import torch_weights
 from ssl_jax.errors import UserError
+from ssl_jax.exchange import torch_weights
 from ssl_jax.models.heads import MLP, DINOHead, Prototypes, unit
 from ssl_jax.models.linear import initializers
 

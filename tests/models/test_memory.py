@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
+from kit import tiny
 
-from ssl_jax import models, parallel
+from ssl_jax import models
+from ssl_jax.contract.method import Context, Run
+from ssl_jax.devices import collectives, layout, mapping
 from ssl_jax.errors import UserError
 from ssl_jax.methods import METHODS
-from ssl_jax.methods.protocol import Context, Run
 from ssl_jax.models import network
 
 NETS = {
@@ -62,8 +63,8 @@ def test_a_step_with_remat_keeps_less():
     """MAE's encoder and its decoder, as compiled: what is to be computed again must not be kept."""
     shape = (1, 64, 28, 28, 1)
     image = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
-    mesh = parallel.mesh(jax.devices()[:1])
-    whole = parallel.replicated(mesh)
+    mesh = layout.mesh(jax.devices()[:1])
+    whole = layout.replicated(mesh)
     zero = jnp.zeros((), jnp.int32)
     ctx = Context(zero, zero, jnp.zeros(()), jax.random.key(3), None)
     found, temporary, again = [], [], []
@@ -81,10 +82,10 @@ def test_a_step_with_remat_keeps_less():
 
         views = one.views(ctx.key, {"image": image[0]}, ctx)
         params = jax.jit(one.init, out_shardings=whole)(jax.random.key(0), views)[0]
-        batch = parallel.put_batch({"image": image}, mesh)
+        batch = layout.put_batch({"image": image}, mesh)
         traced = jax.make_jaxpr(lambda p, v=views, o=one: o.loss(p, {}, v, ctx)[0])(params)
         again.append(str(traced).count("remat2["))
-        compiled = parallel.compile_step(gradient, mesh).lower(params, batch).compile()
+        compiled = mapping.compile_step(gradient, mesh).lower(params, batch).compile()
         temporary.append(compiled.memory_analysis().temp_size_in_bytes)
         found.append(compiled(params, batch)[1])
     assert distance(*found) < 1e-5
@@ -150,16 +151,16 @@ def test_pieces_on_four_devices_are_those_of_one(mode):
 
             def mean(params):
                 loss = one.loss(params, state["state"], seen, local)[0]
-                return parallel.pmean(loss, axis)
+                return collectives.pmean(loss, axis)
 
             value, grads = jax.value_and_grad(mean)(state["params"])
-            return state, parallel.pmean((value, grads), axis)
+            return state, collectives.pmean((value, grads), axis)
 
-        mesh = parallel.mesh(jax.devices()[:devices])
-        step = parallel.compile_step(gradient, mesh, mode)
-        whole = jax.device_put({"params": params, "state": state}, parallel.replicated(mesh))
+        mesh = layout.mesh(jax.devices()[:devices])
+        step = mapping.compile_step(gradient, mesh, mode)
+        whole = jax.device_put({"params": params, "state": state}, layout.replicated(mesh))
         whole = jax.tree.map(jnp.copy, whole)
-        found.append(step(whole, parallel.put_batch({"image": image}, mesh, mode))[1])
+        found.append(step(whole, layout.put_batch({"image": image}, mesh, mode))[1])
     assert distance(*found) < 1e-3  # the views differ by rounding as well
 
 

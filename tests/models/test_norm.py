@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ssl_jax import parallel
+from ssl_jax.devices import collectives, layout
 from ssl_jax.models.norm import BatchNorm, normalise
 
 ROWS = jnp.array([[1.0], [3.0], [10.0], [20.0]])
@@ -115,10 +115,10 @@ def compute(norm, axis, params, stats, x, target):
 
     def loss(params):
         value, aux = head(norm.clone(axis=axis), params, stats, x, target)
-        return parallel.pmean(value, axis), aux
+        return collectives.pmean(value, axis), aux
 
     gradient, (y, stats) = jax.grad(loss, has_aux=True)(params)
-    return y, stats, parallel.pmean(gradient, axis)
+    return y, stats, collectives.pmean(gradient, axis)
 
 
 @pytest.mark.parametrize("group", [None, 4])
@@ -136,16 +136,16 @@ def test_four_devices_equal_one(group):
     norm = BatchNorm(group=group)
     want = jax.jit(functools.partial(compute, norm, None))(params, stats, x, target)
 
-    mesh = parallel.mesh()
+    mesh = layout.mesh()
     assert mesh.size == 4
     # The statistics come back with one row per device, so that a device that differs is seen.
     mapped = jax.shard_map(
         lambda p, s, x, t: (lambda y, s, g: (y, jax.tree.map(lambda a: a[None], s), g))(
-            *compute(norm, parallel.AXIS, p, s, x, t)
+            *compute(norm, layout.AXIS, p, s, x, t)
         ),
         mesh=mesh,
-        in_specs=(P(), P(), P(parallel.AXIS), P(parallel.AXIS)),
-        out_specs=(P(parallel.AXIS), P(parallel.AXIS), P()),
+        in_specs=(P(), P(), P(layout.AXIS), P(layout.AXIS)),
+        out_specs=(P(layout.AXIS), P(layout.AXIS), P()),
         check_vma=False,
     )
     y, new, gradient = jax.jit(mapped)(params, stats, x, target)

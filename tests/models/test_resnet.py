@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ssl_jax import models
-from ssl_jax.convert import torch_weights
 from ssl_jax.errors import UserError
+from ssl_jax.exchange import torch_weights
 from ssl_jax.models.heads import MLP, unit
 from ssl_jax.models.resnet import ResNet
 

@@ -6,18 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+from kit import tiny
 from ml_collections import ConfigDict
 from sklearn.neighbors import NearestNeighbors
 
 from ssl_jax import augment, models
-from ssl_jax import config as configs
-from ssl_jax.data.protocol import Source
-from ssl_jax.evaluate.representation import Part
+from ssl_jax.contract.method import Context, Run
+from ssl_jax.contract.source import Source
+from ssl_jax.evaluate.features.representation import Part
 from ssl_jax.methods import METHODS
-from ssl_jax.methods.protocol import Context, Run
 from ssl_jax.models.vit import patchify
-from ssl_jax.report import attention, collect, commands, prototypes, reconstructions
+from ssl_jax.report import attention, collect, prototypes, reconstructions
+from ssl_jax.runs import commands
+from ssl_jax.runs import config as configs
 
 
 def source(count, classes=3):
@@ -323,7 +324,7 @@ def test_no_command_where_flags_cannot_say_it():
 
 
 def test_a_folder_without_metrics_and_result(tmp_path):
-    from ssl_jax import workdir
+    from ssl_jax.runs import workdir
 
     c, _ = configs.load("configs/simclr.py:digits")
     workdir.write_config(tmp_path, workdir.Saved(c, Run(64, 16, 4, 12), 1))

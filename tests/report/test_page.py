@@ -12,7 +12,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from ssl_jax.evaluate import collapse
+from ssl_jax.evaluate.health import collapse
 from ssl_jax.report import charts, compare, data_uris, markup, page, sections
 from ssl_jax.report.contents import Attention, Neighbours, Pictures, Points, Run
 

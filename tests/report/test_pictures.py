@@ -136,7 +136,7 @@ def test_summary(tmp_path):
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
     code = (
-        "import sys, ssl_jax.report.pictures, ssl_jax.report.logs, ssl_jax.report.console;"
+        "import sys, ssl_jax.report.pictures, ssl_jax.logs.metrics, ssl_jax.logs.console;"
         "print([m for m in ('matplotlib', 'sklearn', 'tensorboardX', 'tqdm') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
+from kit import tiny
 
-from ssl_jax import parallel
+from ssl_jax.contract.method import Run
+from ssl_jax.devices import layout, mapping
 from ssl_jax.methods import METHODS
-from ssl_jax.methods.protocol import Run
 from ssl_jax.train.state import make_create
 from ssl_jax.train.step import make_step
 
@@ -50,11 +50,11 @@ def update(name, views, k):
     optimizer = optax.sgd(1.0)
     state = jax.jit(make_create(method, lambda _: optimizer, local))(jax.random.key(0))
     before = jax.tree.map(np.array, state.params)
-    mesh = parallel.mesh(jax.devices()[:1])
-    step = parallel.compile_step(make_step(method, optimizer, RUN, lambda _: 1.0), mesh)
+    mesh = layout.mesh(jax.devices()[:1])
+    step = mapping.compile_step(make_step(method, optimizer, RUN, lambda _: 1.0), mesh)
     image = np.random.default_rng(0).integers(0, 255, (k, 16 // k, 28, 28, 1), dtype=np.uint8)
     state, metrics = step(
-        jax.device_put(state, parallel.replicated(mesh)), parallel.put_batch({"image": image}, mesh)
+        jax.device_put(state, layout.replicated(mesh)), layout.put_batch({"image": image}, mesh)
     )
     change = jax.tree.map(lambda new, old: new - old, state.params, before)
     return float(metrics["loss"]), change, jax.tree.map(np.array, state.state)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import toy_method
+from kit import toy_method
 
-from ssl_jax import parallel
-from ssl_jax.methods.protocol import Run
+from ssl_jax.contract.method import Run
+from ssl_jax.devices import layout, mapping
 from ssl_jax.train import loop
 from ssl_jax.train.state import make_create
 from ssl_jax.train.step import make_step
@@ -20,7 +20,7 @@ RUN = Run(examples=64, batch=16, steps_per_epoch=4, total_steps=10)
 
 @pytest.fixture(scope="module")
 def parts():
-    method, optimizer, mesh = toy_method.make(), optax.sgd(0.1), parallel.mesh()
+    method, optimizer, mesh = toy_method.make(), optax.sgd(0.1), layout.mesh()
     traces = []
 
     def counted(*arguments):
@@ -29,10 +29,10 @@ def parts():
 
     local = {"image": jax.ShapeDtypeStruct((4, 4, 4, 1), jnp.uint8)}
     create = jax.jit(
-        make_create(method, lambda _: optimizer, local), out_shardings=parallel.replicated(mesh)
+        make_create(method, lambda _: optimizer, local), out_shardings=layout.replicated(mesh)
     )
     one = make_step(method._replace(loss=counted), optimizer, RUN, lambda step: 0.1)
-    return create, parallel.compile_step(one, mesh), mesh, traces
+    return create, mapping.compile_step(one, mesh), mesh, traces
 
 
 def run(parts, start=0, stop=10, stop_after=None, every=loop.Every(3, 4, 5)):  # noqa: B008
@@ -54,7 +54,7 @@ def run(parts, start=0, stop=10, stop_after=None, every=loop.Every(3, 4, 5)):  #
         checkpoint=lambda state: seen["checkpoint"].append(int(jax.device_get(state.step))),
         stop=wants_to_stop,
     )
-    batches = (parallel.put_batch({"image": x}, mesh) for x in images[start:])
+    batches = (layout.put_batch({"image": x}, mesh) for x in images[start:])
     with jax.transfer_guard("disallow"):
         state, done = loop.train(
             step, state, batches, start=start, stop=stop, rows=16, every=every, hooks=hooks
@@ -91,7 +91,7 @@ def test_the_phases_of_an_interval_are_its_whole_time(parts, monkeypatch):
         stop=lambda done: False,
     )
     image = np.zeros((1, 16, 4, 4, 1), np.uint8)
-    batches = (parallel.put_batch({"image": image}, mesh) for _ in range(9))
+    batches = (layout.put_batch({"image": image}, mesh) for _ in range(9))
     loop.train(
         lambda state, batch: takes(1.0, step(state, batch)),
         create(jax.random.key(0)),
@@ -147,7 +147,7 @@ def test_skipped_steps_are_named_whether_they_are_logged_or_not(parts):
         stop=lambda done: False,
     )
     images = np.random.default_rng(0).integers(0, 255, (9, 1, 16, 4, 4, 1), dtype=np.uint8)
-    batches = (parallel.put_batch({"image": x}, mesh) for x in images)
+    batches = (layout.put_batch({"image": x}, mesh) for x in images)
     loop.train(
         poisoned,
         create(jax.random.key(0)),

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import toy_method
 from jax.tree_util import Partial
+from kit import toy_method
 
-from ssl_jax import checkpoint, parallel
-from ssl_jax.methods.protocol import Context, Run
+from ssl_jax.checkpoints import store
+from ssl_jax.contract.method import Context, Run
+from ssl_jax.devices import layout, mapping
 from ssl_jax.train.state import make_create
 from ssl_jax.train.step import make_step
 
@@ -49,17 +50,17 @@ def train(mode, devices, accumulate=1, poison=-1):
 
     method = method._replace(init=counting, loss=counted)
     optimizer = optax.sgd(0.1, momentum=0.9)
-    mesh = parallel.mesh(jax.devices()[:devices])
+    mesh = layout.mesh(jax.devices()[:devices])
     local = {"image": jax.ShapeDtypeStruct((16 // accumulate // devices, 4, 4, 1), jnp.uint8)}
     create = make_create(method, lambda params: optimizer, local)
-    state = jax.jit(create, out_shardings=parallel.replicated(mesh))(jax.random.key(0))
+    state = jax.jit(create, out_shardings=layout.replicated(mesh))(jax.random.key(0))
     step = make_step(method, optimizer, RUN, lambda updates: 0.1 * updates)
-    step = parallel.compile_step(step, mesh, mode)
+    step = mapping.compile_step(step, mesh, mode)
     losses, counts = [], []
     for i in range(STEPS):
         batch = {k: v.reshape(accumulate, -1, *v.shape[1:]) for k, v in images(i).items()}
         with jax.transfer_guard("disallow"):
-            state, metrics = step(state, parallel.put_batch(batch, mesh, mode))
+            state, metrics = step(state, layout.put_batch(batch, mesh, mode))
         losses.append(float(metrics["loss"]))
         counts.append(len(traces))
         updates = i - (0 <= poison < i)  # a skipped step is none
@@ -68,7 +69,7 @@ def train(mode, devices, accumulate=1, poison=-1):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("mode", parallel.MODES)
+@pytest.mark.parametrize("mode", mapping.MODES)
 def test_any_mapping_equals_the_single_device(mode, accumulate):
     losses, state, counts = train(mode, 4, accumulate)
     single, single_state, _ = train("jit", 1, accumulate)
@@ -118,6 +119,6 @@ def test_the_same_run_has_the_same_fingerprint():
     _, state, _ = train("shard_map", 4)
     train.cache_clear()
     _, again, _ = train("shard_map", 4)
-    assert checkpoint.fingerprint(state) == checkpoint.fingerprint(again)
+    assert store.fingerprint(state) == store.fingerprint(again)
     moved = again._replace(params={"w": again.params["w"].at[0, 0].add(1e-6)})
-    assert checkpoint.fingerprint(state) != checkpoint.fingerprint(moved)
+    assert store.fingerprint(state) != store.fingerprint(moved)

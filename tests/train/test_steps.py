@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import toy_method
+from kit import toy_method
 
-from ssl_jax import parallel
-from ssl_jax.methods.protocol import Run
+from ssl_jax.contract.method import Run
+from ssl_jax.devices import layout, mapping
 from ssl_jax.train import loop
 from ssl_jax.train.state import make_create
 from ssl_jax.train.step import make_step
@@ -38,7 +38,7 @@ def train(step, batches, k, stop_after=None):
     method = toy_method.make(POISON)
     local = {"image": jax.ShapeDtypeStruct((4, 4, 4, 1), jnp.uint8)}
     create = make_create(method, lambda _: optax.sgd(0.1), local)
-    state = jax.jit(create, out_shardings=parallel.replicated(parallel.mesh()))(jax.random.key(0))
+    state = jax.jit(create, out_shardings=layout.replicated(layout.mesh()))(jax.random.key(0))
     with jax.transfer_guard("disallow"):
         state, done = loop.train(
             step,
@@ -60,20 +60,20 @@ def one():
 
 @pytest.fixture(scope="module")
 def single():
-    mesh = parallel.mesh()
-    batches = (parallel.put_batch({"image": IMAGES[None, rows]}, mesh) for rows in ROWS)
-    return train(parallel.compile_step(one(), mesh), batches, 1)
+    mesh = layout.mesh()
+    batches = (layout.put_batch({"image": IMAGES[None, rows]}, mesh) for rows in ROWS)
+    return train(mapping.compile_step(one(), mesh), batches, 1)
 
 
 def in_calls(mode, stop_after=None):
-    mesh = parallel.mesh()
-    steps = parallel.compile_steps(make_steps(one(), 1, (4, 4, 1)), mesh, mode)
-    images = parallel.put_whole({"image": IMAGES.reshape(N, -1)}, mesh)
-    calls = (parallel.put_batch(ROWS[i : i + K], mesh, mode) for i in range(0, STOP, K))
+    mesh = layout.mesh()
+    steps = mapping.compile_steps(make_steps(one(), 1, (4, 4, 1)), mesh, mode)
+    images = layout.put_whole({"image": IMAGES.reshape(N, -1)}, mesh)
+    calls = (layout.put_batch(ROWS[i : i + K], mesh, mode) for i in range(0, STOP, K))
     return train(lambda state, rows: steps(state, images, rows), calls, K, stop_after)
 
 
-@pytest.mark.parametrize("mode", parallel.MODES)
+@pytest.mark.parametrize("mode", mapping.MODES)
 def test_calls_of_four_steps_do_what_single_steps_do(single, mode):
     state, done, seen = in_calls(mode)
     want, _, alone = single

@@ -1,0 +1,1 @@
+"""Checkpoints: saved whole, verified, read back whole or in part."""

@@ -1,0 +1,62 @@
+"""From config.data to a Source."""
+
+import os
+
+from ssl_jax.contract.source import NoSplit, Source
+from ssl_jax.errors import UserError, near_misses
+
+__all__ = ["NoSplit", "Source", "open_source"]
+
+KINDS = ("digits", "scenes", "synthetic", "folder:/path", "tfds:name")
+
+
+def open_source(data, split: str) -> Source:
+    """Opens the data that `data.source` names.
+
+    Args:
+      data: config.data (see runs/config.py for the fields).
+        source: 'digits' | 'scenes' | 'synthetic' | 'folder:/path' | 'tfds:name[/config][:version]'.
+        size, channels: shape of every picture, [size, size, channels], channels 1 or 3.
+        fit: 'crop' (the centre square, resized) or 'squash' (both sides resized).
+      split: 'train' or 'test'.
+
+    Raises:
+      NoSplit: the data has no such split.
+      UserError: anything else that the user can mend.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split is 'train' or 'test', not {split!r}")
+    if data.size < 1:
+        raise UserError(f"data.size={data.size} must be at least 1.")
+    if data.channels not in (1, 3):
+        raise UserError(f"data.channels={data.channels} must be 1 (grey) or 3 (RGB).")
+    if data.fit not in ("crop", "squash"):
+        raise UserError(
+            f"Unknown data.fit={data.fit!r}.{near_misses(data.fit, ('crop', 'squash'))}"
+        )
+    if not 0 <= data.max_bad <= 1:
+        raise UserError(f"data.max_bad={data.max_bad} is a fraction: 0 to 1.")
+    kind, _, name = data.source.partition(":")
+    if kind == "folder" and name:
+        from ssl_jax.data.sources.folder import open_folder
+
+        return open_folder(name, split, data)
+    if kind == "tfds" and name:
+        from ssl_jax.data.sources.tfds import open_tfds
+
+        return open_tfds(name, split, data)
+    if data.source == "digits":
+        from ssl_jax.data.sources.digits import open_digits
+
+        return open_digits(split, data)
+    if data.source == "scenes":
+        from ssl_jax.data.sources.scenes import open_scenes
+
+        return open_scenes(split, data)
+    if data.source == "synthetic":
+        from ssl_jax.data.sources.synthetic import open_synthetic
+
+        return open_synthetic(split, data)
+    if os.path.isdir(os.path.expanduser(data.source)):
+        raise UserError(f"Unknown data.source={data.source!r}. Did you mean folder:{data.source}?")
+    raise UserError(f"Unknown data.source={data.source!r}.{near_misses(data.source, KINDS)}")

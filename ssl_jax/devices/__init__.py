@@ -1,0 +1,1 @@
+"""Devices: the mesh, how a step is mapped over it, and what crosses it."""

@@ -1,0 +1,1 @@
+"""Linear probes on maps of features."""

@@ -1,0 +1,1 @@
+"""Features of an encoder: computed, kept with their process, judged."""

@@ -1,0 +1,133 @@
+"""What a representation is worth: the same probes on several feature sets of the same images."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ssl_jax.contract.source import Source
+from ssl_jax.evaluate.features import encoder
+from ssl_jax.evaluate.health import collapse
+from ssl_jax.evaluate.probes import knn, linear
+
+MONITORS = ("feature_std", "feature_std_ratio", "effective_rank")  # numbers of `collapse.measure`
+PIXEL_SIDE = 32  # pixels are a baseline at this size at most: a classifier on more is slow
+
+
+class Part(NamedTuple):
+    """Some rows of a source: int [n]."""
+
+    source: Source
+    rows: np.ndarray
+
+
+class Judged(NamedTuple):
+    """One feature set and what it is worth.
+
+    Attributes:
+      features: float32 [n, d] of the rows that probes learn from.
+      shown, shown_labels: float32 [m, d] and int32 [m] (-1: none) of the rows that probes are
+        judged on, or those they learn from; for pictures.
+      predicted: int32 [m], classes of `shown` by kNN; None without labels.
+      knn_top1, linear_top1, linear_top5: in [0, 1]; None without labels.
+      collapse: `collapse.measure` of `features`.
+    """
+
+    features: np.ndarray
+    shown: np.ndarray
+    shown_labels: np.ndarray
+    predicted: np.ndarray | None
+    knn_top1: float | None
+    linear_top1: float | None
+    linear_top5: float | None
+    collapse: dict[str, np.ndarray]
+
+
+def split(
+    train: Source, test: Source | None, most_train: int, most_test: int
+) -> tuple[Part, Part | None]:
+    """The rows that probes learn from and those they are judged on.
+
+    Without a test split a fixed fifth of train is held out. (The encoder has seen those images,
+    though no labels.) Without labels there is nothing to judge on.
+
+    Args:
+      train, test: sources; test may be None.
+      most_train, most_test: most rows of each.
+
+    Returns:
+      (learn from, judge on or None).
+    """
+    if not train.classes:
+        return Part(train, encoder.subset(train.examples, most_train)), None
+    if test is not None:
+        return (
+            Part(train, encoder.subset(train.examples, most_train)),
+            Part(test, encoder.subset(test.examples, most_test)),
+        )
+    shuffled = np.random.Generator(np.random.Philox([0, 1])).permutation(train.examples)
+    held = max(1, train.examples // 5)
+    return (
+        Part(train, np.sort(shuffled[held:][:most_train])),
+        Part(train, np.sort(shuffled[:held][:most_test])),
+    )
+
+
+def labelled(*sets: tuple[np.ndarray, np.ndarray] | None) -> bool:
+    """Whether each of the (features, labels) has a row with a label.
+
+    A set may have classes and no labels all the same: the unlabelled split of STL-10.
+    """
+    return all(one is not None and (one[1] >= 0).any() for one in sets)
+
+
+def judge(
+    bank: tuple[np.ndarray, np.ndarray],
+    query: tuple[np.ndarray, np.ndarray] | None,
+    classes: int,
+) -> Judged:
+    """Weighted kNN (cosine, k = 20, exp(cos / 0.1)), linear probe and collapse of features.
+
+    Args:
+      bank: features float32 [n, d] and labels int32 [n] (-1: none) to learn from.
+      query: the same to judge on, or None. Without a label in both there are no accuracies.
+      classes: number of classes.
+    """
+    features, labels = bank
+    measured = {k: np.asarray(v) for k, v in collapse.measure(features).items()}
+    if query is None:
+        return Judged(features, features, labels, None, None, None, None, measured)
+    test, test_labels = query
+    if not labelled(bank, query):
+        return Judged(features, test, test_labels, None, None, None, None, measured)
+    scores = knn.classify(features, labels, test, classes)
+    near = knn.accuracy(scores, test_labels)
+    line = linear.probe(features, labels, test, test_labels, classes)
+    return Judged(
+        features=features,
+        shown=test,
+        shown_labels=test_labels,
+        predicted=scores.argmax(1).astype(np.int32),
+        knn_top1=near["top1"],
+        linear_top1=line["top1"],
+        linear_top5=line["top5"],
+        collapse=measured,
+    )
+
+
+def pixels(part: Part, batch: int = 1_000) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels as features: in [0, 1], shrunk to at most PIXEL_SIDE.
+
+    Returns:
+      float32 [n, side·side·C] and labels int32 [n].
+    """
+    from ssl_jax import augment
+
+    h, w, c = part.source.shape
+    side = min(h, PIXEL_SIDE)
+    found, labels = [], []
+    for i in range(0, len(part.rows), batch):
+        read = part.source.read(part.rows[i : i + batch])
+        images = augment.evaluate(read["image"], side, (0.0,) * c, (1.0,) * c, 1.0)
+        found.append(np.asarray(images).reshape(len(images), -1))
+        labels.append(read["label"])
+    return np.concatenate(found), np.concatenate(labels)

@@ -1,0 +1,1 @@
+"""Collapse, and what distances between features say."""

@@ -1,0 +1,1 @@
+"""What arrays of features are worth: votes, classifiers, neighbours, clusters."""

@@ -1,0 +1,1 @@
+"""Logs of a run: the console, metrics.jsonl, TensorBoard."""

@@ -1,0 +1,1 @@
+"""Parts of state that several methods keep."""

@@ -1,0 +1,1 @@
+"""Networks from a representation back to data."""

@@ -1,0 +1,254 @@
+"""Configs: the fields every config has, how a file is loaded, and what is checked before a run.
+
+A config file `configs/<name>.py` holds `PRESETS`, a dictionary from preset to a function without
+arguments that returns a ConfigDict, and `get_config(preset)`. The first preset is the default.
+"""
+
+import importlib.util
+import json
+import pathlib
+from types import ModuleType
+
+from ml_collections import ConfigDict, config_dict
+
+from ssl_jax.errors import UserError, near_misses
+
+# Fields that may differ when a run is continued: none of them changes what is computed.
+FREE_ON_RESUME = (
+    "workdir",
+    "log_every",
+    "max_bad_steps",
+    "compile_cache",
+    "cpu_devices",
+    "parallel",
+    "steps_at_once",
+    "model.remat",
+    "monitor",
+    "checkpoint",
+    "report",
+    "data.dir",
+    "data.threads",
+    "data.ahead",
+    "data.max_bad",
+    "data.patience",
+    "data.cache_bytes",
+    "data.resident",
+)
+
+
+def defaults() -> ConfigDict:
+    """The fields of a pretraining config, with values that suit any method.
+
+    A config file fills in `method`, `model`, `views` and what differs.
+    """
+    c = ConfigDict()
+    c.job = "pretrain"
+    c.seed = 0  # of parameters, data order and augmentation
+    c.workdir = config_dict.placeholder(str)  # None: runs/<config>_<preset>
+    c.steps = config_dict.placeholder(int)  # optimizer steps; wins over epochs
+    c.epochs = config_dict.placeholder(float)  # passes over the data
+    c.batch = 256  # examples of one optimizer step, over all devices and micro-batches
+    c.accumulate = 1  # micro-batches that a step is computed in
+    c.parallel = "shard_map"  # shard_map | pmap | jit: three ways to the same numbers
+    c.cpu_devices = config_dict.placeholder(int)  # None: one a core, as the batch allows
+    # Steps in one call of the compiled program; more than 1 needs data.resident. None: as before,
+    # where a run continues; else with it what divides log_every and the like, at most 10.
+    c.steps_at_once = config_dict.placeholder(int)
+    c.compile_cache = "auto"  # folder of compiled programs; auto: ~/.cache/ssl_jax; '': none
+    c.log_every = 10  # steps
+    c.max_bad_steps = 100  # steps in a row whose loss or gradient is not finite: the run stops
+
+    c.data = ConfigDict()
+    c.data.source = "digits"  # digits | scenes | synthetic | folder:/path | tfds:name
+    c.data.dir = config_dict.placeholder(str)  # TFDS folder; None: TFDS's own default
+    c.data.size = 28  # stored side of the square images, pixels
+    c.data.channels = 1  # 1 or 3
+    c.data.fit = "crop"  # crop: shorter side to size, centre; squash: both sides to size
+    c.data.labels = False  # folder: sub-folders are labels (for monitoring only)
+    c.data.max_bad = 0.01  # share of unreadable pictures above which a run stops
+    c.data.patience = 600.0  # seconds to wait for data out of reach before saving and stopping
+    c.data.threads = config_dict.placeholder(int)  # reader threads; None: one a core, at most 8
+    c.data.ahead = 3  # batches read ahead
+    c.data.train_split = "train"
+    c.data.test_split = "test"
+    c.data.examples = 10_000  # synthetic, scenes: number of images
+    c.data.classes = 10  # synthetic: number of labels
+    c.data.cache_bytes = 2**30  # decoded sets up to this size are kept in memory
+    # All training images in the memory of every device. None: as before, where a run continues;
+    # never on CPU; else if they take at most an eighth of that memory, and at most cache_bytes.
+    c.data.resident = config_dict.placeholder(bool)
+
+    c.method = ConfigDict({"name": "simclr"})
+    c.model = ConfigDict({"name": "resnet18"})
+    c.views = ConfigDict()  # name of a view -> augment.Policy as a dictionary
+
+    c.evaluate = ConfigDict()  # how probes see an image: resize, centre crop, normalise
+    c.evaluate.size = 28
+    c.evaluate.mean = (0.0,)
+    c.evaluate.std = (1.0,)
+    c.evaluate.crop_fraction = 1.0  # side of the centre crop as a share of the image
+    c.evaluate.split = "test"  # holdout: a fixed fifth of train, to choose hyperparameters on
+    c.evaluate.batch = 500
+    c.evaluate.train_examples = 50_000  # most examples that final kNN and linear probe learn from
+    c.evaluate.test_examples = 50_000
+
+    c.monitor = ConfigDict()
+    c.monitor.every_steps = 1_000  # kNN, linear probe and collapse monitors; 0: only at the end
+    c.monitor.linear = 0.1  # C of the linear probe on frozen features; 0: none
+    c.monitor.train_examples = 10_000  # bank of the kNN monitor
+    c.monitor.test_examples = 2_000
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_steps = 1_000
+    c.checkpoint.keep = 2  # newest; the best by kNN is kept besides
+
+    c.report = True  # report/: pictures and an HTML page at the end
+    return c
+
+
+def load_module(path: str) -> ModuleType:
+    """Imports a config file by path, relative to the working folder or to the repository.
+
+    Raises:
+      UserError: no such file, or no config in it.
+    """
+    repository = pathlib.Path(__file__).parents[2]
+    file = next((f for f in (pathlib.Path(path), repository / path) if f.is_file()), None)
+    if file is None:
+        there = {f"configs/{f.name}" for f in (repository / "configs").glob("*.py")}
+        raise UserError(f"--config: there is no file {path}.{near_misses(path, there)}")
+    spec = importlib.util.spec_from_file_location(f"ssl_jax_config_{file.stem}", file)
+    if spec is None:
+        raise UserError(f"--config: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise UserError(f"--config: {path} cannot be imported: {kind}: {error}") from error
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config: {path} has no function get_config(preset)")
+    return module
+
+
+def load(argument: str) -> tuple[ConfigDict, str]:
+    """Loads `path` or `path:preset`.
+
+    Returns:
+      (config, name): name is '<file>' or '<file>_<preset>', the default workdir's name.
+
+    Raises:
+      UserError: unknown file or preset.
+    """
+    path, _, preset = argument.partition(":")
+    module = load_module(path)
+    presets = getattr(module, "PRESETS", None)
+    if preset and presets is not None and preset not in presets:
+        raise UserError(f"--config: {path} has no preset {preset!r}.{near_misses(preset, presets)}")
+    config = module.get_config(preset) if preset else module.get_config()
+    if config.job == "pretrain" and "remat" not in config.model:
+        config.model.remat = False  # True: less memory, one more forward pass, the same numbers
+    if not preset and presets is not None and len(presets) > 1:
+        preset = next(iter(presets))
+    stem = pathlib.Path(path).stem
+    return config, f"{stem}_{preset}" if preset else stem
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as JSON text; tuples become lists."""
+    return json.dumps(config.to_dict(), indent=2)
+
+
+def from_json(text: str) -> ConfigDict:
+    """A config from its JSON text; lists become tuples, as configs hold them."""
+
+    def tuples(value):
+        if isinstance(value, dict):
+            return {k: tuples(v) for k, v in value.items()}
+        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+    return ConfigDict(tuples(json.loads(text)))
+
+
+def differences(a: ConfigDict, b: ConfigDict) -> list[str]:
+    """Dotted names of the fields that differ between two configs, those free on resume aside."""
+
+    def flat(value, prefix=""):
+        if isinstance(value, dict):
+            for k, v in value.items():
+                yield from flat(v, f"{prefix}{k}.")
+        else:
+            yield prefix[:-1], value
+
+    left, right = (dict(flat(json.loads(to_json(c)))) for c in (a, b))
+    absent = object()
+    names = sorted(n for n in {*left, *right} if left.get(n, absent) != right.get(n, absent))
+    free = tuple(f + "." for f in FREE_ON_RESUME)
+    return [n for n in names if n not in FREE_ON_RESUME and not n.startswith(free)]
+
+
+def check(config: ConfigDict) -> None:
+    """Checks what can be checked before data and devices are touched.
+
+    Raises:
+      UserError: the first field that cannot be right, and what it may be.
+    """
+    for field in ("batch", "accumulate", "log_every", "max_bad_steps"):
+        if config[field] < 1:
+            raise UserError(f"--config.{field} is {config[field]}; it must be at least 1")
+    if config.seed < 0:
+        raise UserError(f"--config.seed is {config.seed}; it must be at least 0")
+    modes = ("shard_map", "pmap", "jit")
+    if config.parallel not in modes:
+        raise UserError(
+            f"--config.parallel is {config.parallel!r}.{near_misses(config.parallel, modes)}"
+        )
+    if config.steps is None and config.epochs is None:
+        raise UserError("neither --config.steps nor --config.epochs is set; set one of them")
+    if (config.steps if config.steps is not None else config.epochs) <= 0:
+        raise UserError("--config.steps or --config.epochs must be above 0")
+    if config.batch % config.accumulate:
+        raise UserError(
+            f"--config.batch={config.batch} is not a multiple of "
+            f"--config.accumulate={config.accumulate}"
+        )
+    check_steps_at_once(config)
+    splits = ("test", "holdout")
+    if config.evaluate.split not in splits:
+        raise UserError(
+            f"--config.evaluate.split is {config.evaluate.split!r}."
+            f"{near_misses(config.evaluate.split, splits)}"
+        )
+    if config.data.channels not in (1, 3):
+        raise UserError(f"--config.data.channels is {config.data.channels}; it must be 1 or 3")
+
+
+def check_steps_at_once(config: ConfigDict) -> None:
+    """Checks how many steps a call makes, if that is said: `steps_at_once`, `data.resident`.
+
+    Raises:
+      UserError: what it cannot go with.
+    """
+    k = config.steps_at_once
+    if k is None:
+        return
+    if k < 1:
+        raise UserError(f"--config.steps_at_once is {k}; it must be at least 1")
+    if k > 1 and config.data.resident is False:
+        raise UserError(
+            f"--config.steps_at_once={k} needs the images in device memory: "
+            "--config.data.resident=True, or leave it at 1"
+        )
+    intervals = {
+        "log_every": config.log_every,
+        "monitor.every_steps": config.monitor.every_steps,
+        "checkpoint.every_steps": config.checkpoint.every_steps,
+    }
+    for field, steps in intervals.items():
+        if steps % k:
+            raise UserError(
+                f"--config.{field}={steps} is not a multiple of the {k} steps of a call "
+                "(--config.steps_at_once)"
+            )

@@ -1,0 +1,250 @@
+"""The folder of a run: what lies where, and how its small files are written.
+
+config.json  metrics.jsonl  events.*  checkpoints/  report/  result.json
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from ssl_jax.runs import config as configs
+from ssl_jax.processes import insist
+from ssl_jax.errors import UserError
+from ssl_jax.contract.method import Run
+
+
+class Saved(NamedTuple):
+    """What config.json holds.
+
+    Attributes:
+      config: the config of the run.
+      run: its static facts.
+      cpu_devices: CPU devices a process; used again when the run continues.
+    """
+
+    config: ConfigDict
+    run: Run
+    cpu_devices: int
+
+
+def write_config(folder: pathlib.Path, saved: Saved) -> None:
+    """Writes config.json.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    content = {
+        "config": json.loads(configs.to_json(saved.config)),
+        "run": saved.run._asdict(),
+        "cpu_devices": saved.cpu_devices,
+    }
+    write_json(folder / "config.json", content)
+
+
+def read_config(folder: pathlib.Path) -> Saved | None:
+    """Reads config.json; None where there is none.
+
+    It is data and nothing else: whatever it holds, none of it is run.
+
+    Raises:
+      UserError: the file is damaged, or cannot be read.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text())
+        config = configs.from_json(json.dumps(content["config"]))
+        _check(config, content["run"], content["cpu_devices"])
+        return Saved(config, Run(**content["run"]), content["cpu_devices"])
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{file} is damaged ({type(error).__name__}: {_short(error)}); use another --workdir, "
+            "or put the file back"
+        ) from error
+
+
+def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
+    """Reads the result.json of a run; None where there is none, or it is torn or no result.
+
+    Raises:
+      UserError: it is one, with fields that cannot be.
+    """
+    file = folder / "result.json"
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict) or "fingerprint" not in content:
+        return None
+    try:
+        _check_result(content)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is damaged ({type(error).__name__}: {_short(error)}); move it away, and the "
+            "run's own command writes it again"
+        ) from error
+    return content
+
+
+def write_text(file: pathlib.Path, content: str | None, then: str) -> None:
+    """Writes a text whole or not at all, tried again for ten minutes as a result is.
+
+    Every process calls it; process 0 writes, the others wait.
+
+    Args:
+      file: its path.
+      content: what to write; that of other processes than 0 is not looked at.
+      then: what the user can do once it can be written.
+
+    Raises:
+      UserError: it could not be written in all that time.
+    """
+
+    def attempt() -> str | None:
+        try:
+            _put(file, content)
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
+
+    insist.insist(attempt, str(file), then)
+
+
+def write_result(file: pathlib.Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+    """Writes a result.json, tried again for ten minutes as the last checkpoint of a run is.
+
+    Every process calls it; process 0 makes and writes, the others wait.
+
+    Args:
+      file: its path.
+      make: what to write. It may write files of its own, and is called again where that fails.
+
+    Returns:
+      what `make` returned; None on other processes than 0.
+
+    Raises:
+      UserError: it could not be written in all that time.
+    """
+    content = None
+
+    def attempt() -> str | None:
+        nonlocal content
+        try:
+            content = make()
+            _write(file, content)
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
+
+    insist.insist(attempt, str(file), "the same command writes it when it can")
+    return content
+
+
+def write_json(file: pathlib.Path, content: dict[str, Any]) -> None:
+    """Writes JSON whole or not at all: to a file beside it, then renamed over it.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    try:
+        _write(file, content)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {file}: {error.strerror}; choose another --workdir"
+        ) from error
+
+
+def _write(file: pathlib.Path, content: dict[str, Any]) -> None:
+    """See `write_json`; raises OSError."""
+    _put(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _put(file: pathlib.Path, content: str) -> None:
+    """Writes a text whole or not at all; raises OSError."""
+    beside = file.with_name(file.name + ".tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(content, encoding="utf-8")
+        os.replace(beside, file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+
+
+def _check(config: ConfigDict, run: Any, cpu_devices: Any) -> None:
+    """The fields that every config has must be of the kind that they are by default.
+
+    Raises:
+      TypeError: the first that is not. (One that is missing may be newer than the run.)
+    """
+    for name, default in configs.defaults().items():
+        if isinstance(default, ConfigDict) and name in config:
+            if not isinstance(config[name], ConfigDict):
+                raise TypeError(f"{name} is {config[name]!r:.50}")
+            for inner, kind in default.items():
+                _same_kind(f"{name}.{inner}", config[name].get(inner), kind)
+        else:
+            _same_kind(name, config.get(name), default)
+    for name, value in {**run, "cpu_devices": cpu_devices}.items():
+        if type(value) is not int or not 0 < value < 2**63:
+            raise TypeError(f"{name} is not a count")
+
+
+def _same_kind(name: str, value: Any, default: Any) -> None:
+    """A number where a number belongs, and so on; None stands for a placeholder, and passes."""
+    kind = next((k for k in (bool, (int, float), str, tuple) if isinstance(default, k)), None)
+    if kind is not None and value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} is {value!r:.50}")
+
+
+def _check_result(result: dict[str, Any]) -> None:
+    """What the console and the page say of a result must be there, and of its kind.
+
+    Raises:
+      KeyError: a field is missing.
+      TypeError: the first of another kind.
+    """
+
+    def number(name, value, missing=False):
+        known = isinstance(value, int | float) and abs(value) < 2**63  # no NaN either
+        if not (known or (missing and value is None)):
+            raise TypeError(f"{name} is {value!r:.50}")
+
+    def group(name, value):
+        if not isinstance(value, dict):
+            raise TypeError(f"{name} is {value!r:.50}")
+        return value
+
+    for name in ("steps", "wall_seconds"):
+        number(name, result[name])
+    baselines, collapse = (group(name, result[name]) for name in ("baselines", "collapse"))
+    judged = {"": result}
+    judged |= {f"{k}.": group(k, baselines[k]) for k in ("pixels", "untrained")}
+    for of, accuracies in judged.items():
+        for name in ("knn_top1", "linear_top1"):
+            number(of + name, accuracies[name], missing=True)
+    for name in ("feature_std_ratio", "effective_rank"):
+        number(name, collapse[name], missing=True)
+    for name in ("embedding_std", "embedding_rank"):  # younger than some results
+        number(name, collapse.get(name), missing=True)
+    number("images_per_second", result["images_per_second"], missing=True)
+    for name in ("linear_top5", "peak_memory_bytes"):
+        number(name, result.get(name), missing=True)
+    for name in ("seed", "batch", "resumed_at", "skipped_steps", "unreadable_pictures"):
+        number(name, result.get(name, 0))
+    if not isinstance(collapse["alarm"], str | None):
+        raise TypeError(f"alarm is {collapse['alarm']!r:.50}")
+    group("made_with", result.get("made_with", {}))
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

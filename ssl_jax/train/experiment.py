@@ -1,0 +1,298 @@
+"""A run before its first step: data, method, devices, optimizer, compiled functions."""
+
+import contextlib
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssl_jax.checkpoints import store, verify
+from ssl_jax.contract.method import Method, Run
+from ssl_jax.data import resident, sources
+from ssl_jax.devices import layout, mapping
+from ssl_jax.errors import UserError, near_misses
+from ssl_jax.methods import METHODS
+from ssl_jax.optim import optimizers, schedules
+from ssl_jax.processes import host, talk
+from ssl_jax.runs import config as configs
+from ssl_jax.runs import workdir
+from ssl_jax.train.state import TrainState, make_create
+from ssl_jax.train.step import make_step
+from ssl_jax.train.steps import at_once, make_steps
+
+
+class Experiment(NamedTuple):
+    """Everything that a run consists of, before its first step.
+
+    Attributes:
+      config: of the run.
+      cluster: its processes.
+      train: images to learn from.
+      test: images to evaluate on, or None: then a fifth of `train` is held out where labels exist.
+      run: static facts.
+      method: the pure functions.
+      mesh: all devices.
+      create: key -> TrainState.
+      step: compiled step.
+      steps: compiled calls of several steps, of images that are on the devices.
+    """
+
+    config: ConfigDict
+    cluster: host.Cluster
+    train: sources.Source
+    test: sources.Source | None
+    run: Run
+    method: Method
+    mesh: Any
+    create: Callable[[Any], TrainState]
+    step: Callable[[Any, Any], tuple[TrainState, dict[str, jax.Array]]]
+    steps: Callable[[Any, Any, Any], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | None) -> Experiment:
+    """Opens the data, makes the method, the devices, the optimizer, and compiles lazily.
+
+    Raises:
+      UserError: unknown method or source, or a batch that the devices cannot share.
+    """
+    if config.method.name not in METHODS:
+        raise UserError(
+            f"config.method.name is {config.method.name!r}."
+            f"{near_misses(config.method.name, METHODS)}"
+        )
+    train = sources.open_source(config.data, "train")
+    test = None
+    if config.evaluate.split == "test":
+        with contextlib.suppress(sources.NoSplit):
+            test = sources.open_source(config.data, "test")
+    if train.examples < config.batch:
+        raise UserError(
+            f"{train.name} has {train.examples} images, fewer than --config.batch={config.batch}; "
+            f"choose a batch of at most {train.examples}"
+        )
+    per_epoch = train.examples // config.batch
+    total = config.steps if config.steps is not None else round(config.epochs * per_epoch)
+    facts = Run(train.examples, config.batch, per_epoch, max(total, 1))
+    if saved is not None and saved.run != facts:
+        raise UserError(
+            f"{train.name} has {facts.examples:,} images, but the run in {config.workdir} began "
+            f"with {saved.run.examples:,}; choose another --workdir, or bring the data back"
+        )
+    method = METHODS[config.method.name](config, facts)
+
+    micro = config.batch // config.accumulate
+    devices = config.cpu_devices
+    if devices is None and saved is not None:  # as many as before, if they still share the batch
+        fits = micro % (saved.cpu_devices * cluster.processes * method.block) == 0
+        devices = saved.cpu_devices if fits else None
+    host.set_cpu_devices(devices or host.cpu_devices(micro, method.block, cluster))
+    host.set_compile_cache(config.compile_cache)
+    if micro % (jax.device_count() * method.block):
+        raise UserError(undivided(config, cluster, method.block, jax.device_count()))
+    mesh = layout.mesh()
+    b = micro // jax.device_count()
+    shape = (b, config.data.size, config.data.size, config.data.channels)
+    blank = {
+        "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
+        "index": jax.ShapeDtypeStruct((b,), jnp.int32),
+        "label": jax.ShapeDtypeStruct((b,), jnp.int32),
+    }
+
+    counts = {
+        "batch": facts.batch,
+        "steps_per_epoch": facts.steps_per_epoch,
+        "total_steps": facts.total_steps,
+    }
+
+    def optimizer_of(params):
+        return optimizers.make(config.optimizer, params, method.labels(params), **counts)
+
+    create = make_create(method, optimizer_of, blank)
+    abstract = jax.eval_shape(create, jax.random.key(config.seed))
+    learning_rate = schedules.make(config.optimizer, **counts)
+    step = make_step(method, optimizer_of(abstract.params), facts, learning_rate)
+    return Experiment(
+        config=config,
+        cluster=cluster,
+        train=train,
+        test=test,
+        run=facts,
+        method=method,
+        mesh=mesh,
+        create=jax.jit(create, out_shardings=layout.replicated(mesh)),
+        step=mapping.compile_step(step, mesh, config.parallel),
+        steps=mapping.compile_steps(
+            make_steps(step, config.accumulate, train.shape), mesh, config.parallel
+        ),
+    )
+
+
+def undivided(config: ConfigDict, cluster: host.Cluster, block: int, devices: int) -> str:
+    """The message for a batch that the devices cannot share: what would fit."""
+    micro, processes = config.batch // config.accumulate, cluster.processes
+    blocks = f" in blocks of {block}" if block > 1 else ""
+    fits = [n for n in range(1, 65) if micro % (n * processes * block) == 0]
+    whose = "devices" if processes == 1 else f"devices of each of the {processes} processes"
+    would = (
+        f"{', '.join(map(str, fits))} {whose} would share it"
+        if fits
+        else (f"no number of devices of {processes} processes would")
+    )
+    return (
+        f"--config.batch={config.batch} in {config.accumulate} micro-batch(es) does not divide "
+        f"over {devices} devices{blocks}: {would} (--config.cpu_devices on CPU); a new run may "
+        f"also take a batch that is a multiple of {devices * block * config.accumulate}"
+    )
+
+
+def settle(e: Experiment, saved: workdir.Saved | None) -> Experiment:
+    """Decides what `data.resident` and `steps_at_once` leave open; all processes call it.
+
+    A run that continues does as it did: the same program, so the same bits. One from before there
+    were these fields read its images batch by batch.
+
+    Args:
+      e: of the config as it was given.
+      saved: of the run that is continued.
+
+    Returns:
+      the experiment with both in its config, which is what config.json is to hold.
+
+    Raises:
+      UserError: a call of that many steps cannot be.
+    """
+    c = e.config.copy_and_resolve_references()
+    before = None if saved is None else saved.config.data.get("resident") is True
+    if c.data.resident is None and before is not None:
+        c.data.resident = before
+    elif c.data.resident is None:
+        fits = resident.fits(e.train, layout.device_memory(), c.data.cache_bytes)
+        c.data.resident = not talk.any_process(not fits)
+    if c.steps_at_once is None and c.data.resident == before:
+        k = saved.config.get("steps_at_once")
+        c.steps_at_once = k if type(k) is int and k > 0 else 1  # whatever the file holds
+    elif c.steps_at_once is None:
+        every = (c.log_every, c.monitor.every_steps, c.checkpoint.every_steps)
+        c.steps_at_once = at_once(every) if c.data.resident else 1
+    configs.check_steps_at_once(c)
+    return e._replace(config=c)
+
+
+def introduce(e: Experiment, folder: pathlib.Path) -> None:
+    """Says in a few lines what is about to happen."""
+    params = jax.eval_shape(e.create, jax.random.key(0)).params
+    count = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(params))
+    h, w, c = e.train.shape
+    devices = jax.devices()
+    where = f"{len(devices)} {devices[0].platform} device{'s' if len(devices) > 1 else ''}"
+    if e.cluster.processes > 1:
+        where += f" of {e.cluster.processes} processes"
+    if devices[0].platform == "cpu":
+        where += " (one a core where the batch allows)"
+    images = f"{e.train.examples:,} training" + (
+        f" and {e.test.examples:,} test images" if e.test else " images"
+    )
+    print(f"{e.config.method.name} on {e.train.name}: {images}, {h}×{w}×{c}")
+    print(
+        f"{e.config.model.name}, {count:,} parameters; {e.run.total_steps:,} steps of "
+        f"{e.config.batch} images; workdir {folder}"
+    )
+    print(f"on {where}")
+    if e.config.data.resident:
+        print(
+            f"images in device memory, {resident.size(e.train) / 1e6:,.1f} MB on every device; "
+            f"calls of {e.config.steps_at_once} steps"
+        )
+    lines = optimizers.describe(
+        e.config.optimizer,
+        params,
+        e.method.labels(params),
+        batch=e.run.batch,
+        steps_per_epoch=e.run.steps_per_epoch,
+        total_steps=e.run.total_steps,
+    )
+    print(*lines, sep="\n")
+
+
+def compile_step(e: Experiment) -> Callable[[Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """Compiles the step before there is a state or a batch.
+
+    Returns:
+      what `e.step` is, without the wait at its first call; for images that are on the devices what
+      `compile_steps` returns.
+    """
+    if e.config.data.resident:
+        return compile_steps(e)
+    h, w, c = e.train.shape
+    k, rows = e.config.accumulate, e.config.batch // e.config.accumulate
+    batch = {
+        "image": jax.ShapeDtypeStruct((k, rows, h, w, c), jnp.uint8),
+        "index": jax.ShapeDtypeStruct((k, rows), jnp.int32),
+        "label": jax.ShapeDtypeStruct((k, rows), jnp.int32),
+    }
+    batch = layout.like_batch(batch, e.mesh, e.config.parallel)
+    return e.step.lower(like(e), batch).compile()
+
+
+def compile_steps(e: Experiment) -> Callable[[Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """Compiles the calls of `steps_at_once` steps, and the last, shorter one where there is one.
+
+    Returns:
+      f(state, (images, rows)) -> (state, metrics), see `make_steps`.
+    """
+    n, whole = e.train.examples, layout.replicated(e.mesh)
+    k, rows = e.config.accumulate, e.config.batch // e.config.accumulate
+    images = {
+        "image": jax.ShapeDtypeStruct((n, math.prod(e.train.shape)), jnp.uint8, sharding=whole),
+        "index": jax.ShapeDtypeStruct((n,), jnp.int32, sharding=whole),
+        "label": jax.ShapeDtypeStruct((n,), jnp.int32, sharding=whole),
+    }
+    calls, left = divmod(e.run.total_steps, e.config.steps_at_once)
+    programs = {}
+    for steps in (*[e.config.steps_at_once] * (calls > 0), *[left] * (left > 0)):
+        taken = jax.ShapeDtypeStruct((steps * k, rows), jnp.int32)
+        taken = layout.like_batch(taken, e.mesh, e.config.parallel)
+        programs[taken.shape] = e.steps.lower(like(e), images, taken).compile()
+
+    def step(state, batch):
+        images, taken = batch
+        return programs[taken.shape](state, images, taken)
+
+    return step
+
+
+def like(e: Experiment) -> TrainState:
+    """Shapes, dtypes and places of the run's state."""
+    shapes = jax.eval_shape(e.create, jax.random.key(e.config.seed))
+    whole = layout.replicated(e.mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
+
+
+def begin(e: Experiment, manager) -> tuple[TrainState, int]:
+    """A fresh state, or that of the newest checkpoint that is whole.
+
+    Returns:
+      (state on all devices, steps done).
+
+    Raises:
+      UserError: every checkpoint is damaged, or they are of another model; or the newest lies
+        within a call of several steps.
+    """
+    latest = verify.newest(manager)
+    if latest is None:
+        return e.create(jax.random.key(e.config.seed)), 0
+    k = e.config.steps_at_once or 1
+    if latest % k and latest < e.run.total_steps:
+        raise UserError(
+            f"the run in {e.config.workdir} stands at step {latest:,}, where no call of {k} steps "
+            "begins; --config.steps_at_once=1 continues it"
+        )
+    state = store.restore(manager, latest, like(e))
+    if e.cluster.process == 0:
+        print(f"continuing at step {latest:,}")
+    return state, latest

@@ -1,0 +1,251 @@
+import logging
+import os
+
+import numpy as np
+import pytest
+
+from ssl_jax.data import loader
+from ssl_jax.data.decode import reader
+from ssl_jax.data.sources import NoSplit, open_source
+from ssl_jax.data.sources.folder import listing
+from ssl_jax.errors import UserError
+
+FORMATS = (("JPEG", ".jpg"), ("PNG", ".png"), ("WEBP", ".webp"), ("BMP", ".BMP"), ("GIF", ".gif"),
+           ("TIFF", ".tif"), ("JPEG", ".JPEG"), ("PPM", ".ppm"))  # fmt: skip
+
+
+@pytest.fixture
+def tree(tmp_path, encode):
+    """Writes pictures: {'a/b.png': level} -> folder; each is flat, so that it can be told apart."""
+
+    def write(files):
+        for name, level in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            flat = isinstance(level, int)
+            data = encode(np.full((6, 6), level, np.uint8), "PNG") if flat else level
+            path.write_bytes(data)
+        return str(tmp_path)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory, encode, smooth, broken):
+    """300 pictures in all formats, five of them broken, two side by side."""
+    root = tmp_path_factory.mktemp("mixed")
+    random = np.random.default_rng(0)
+    bad = dict(zip((3, 100, 101, 222, 299), broken.items(), strict=True))
+    for i in range(300):
+        folder = root / f"part{i // 100}" / "deep"
+        folder.mkdir(parents=True, exist_ok=True)
+        if i in bad:
+            name, data = bad[i]
+            (folder / f"{i:03d}-{name}").write_bytes(data)
+        else:
+            format, extension = FORMATS[i % len(FORMATS)]
+            h, w = random.integers(10, 40, 2)
+            (folder / f"{i:03d}{extension}").write_bytes(encode(smooth(h, w), format))
+    return str(root), sorted(bad)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
+def test_five_broken_of_300_are_named_and_replaced(config, mixed, caplog, cache_bytes):
+    root, bad = mixed
+    source = open_source(config(source=f"folder:{root}", cache_bytes=cache_bytes), "train")
+    assert (source.examples, source.classes, source.shape) == (300, 0, (16, 16, 3))
+    seen = []
+    with caplog.at_level(logging.WARNING):
+        for batch in loader.batches(source, seed=0, batch=32, stop=20, threads=2):
+            assert batch["image"].shape == (32, 16, 16, 3) and (batch["label"] == -1).all()
+            seen.extend(batch["index"])
+    assert len(seen) == 640 and len(set(seen)) == 295 and not set(seen) & set(bad)
+    found = source.bad()
+    assert [path.split("/")[-1][:3] for path, _ in found] == ["003", "100", "101", "222", "299"]
+    messages = [r.getMessage() for r in caplog.records]
+    assert len(messages) == 5  # once each
+    assert all(sum(path in m and reason in m for m in messages) == 1 for path, reason in found)
+
+
+def test_the_next_readable_picture_takes_the_place(config, mixed):
+    root, bad = mixed
+    source = open_source(config(source=f"folder:{root}"), "train")
+    for _ in range(2):  # from the files, then from memory
+        batch = source.read(np.array([3, 4, 100, 101, 102, 299, 0, 3]))
+        np.testing.assert_array_equal(batch["index"], [4, 4, 102, 102, 102, 0, 0, 4])
+        for i, same in ((0, 1), (2, 4), (3, 4), (5, 6), (7, 1)):
+            np.testing.assert_array_equal(batch["image"][i], batch["image"][same])
+
+
+def test_with_and_without_memory_and_in_any_order(config, mixed):
+    root, _ = mixed
+    kept = open_source(config(source=f"folder:{root}"), "train")
+    read = open_source(config(source=f"folder:{root}", cache_bytes=300 * 16 * 16 * 3 - 1), "train")
+    rows = np.random.default_rng(0).permutation(300)
+    first, second = kept.read(np.arange(300)), read.read(rows)
+    again = kept.read(rows)
+    for key in ("image", "index", "label"):
+        np.testing.assert_array_equal(first[key][rows], second[key])
+        np.testing.assert_array_equal(again[key], second[key])
+        assert first[key].dtype == (np.uint8 if key == "image" else np.int32)
+
+
+def test_pictures_are_kept_in_memory_below_cache_bytes(config, tree):
+    root = tree({"a.png": 10, "b.png": 20})
+    kept = open_source(config(source=f"folder:{root}"), "train")
+    read = open_source(config(source=f"folder:{root}", cache_bytes=100), "train")
+    for source in (kept, read):
+        source.read([0, 1])
+    batch = kept.read([1])
+    batch["image"][:] = 99  # the caller's own
+    os.remove(f"{root}/b.png")
+    assert (kept.read([1])["image"] == 20).all()
+    assert (read.read([1])["image"] == 10).all()  # gone, so the next takes its place
+    assert read.bad() == [(f"{root}/b.png", "No such file or directory")]
+
+
+def test_too_many_broken_pictures_stop_the_run(config, mixed, tmp_path, broken):
+    root, _ = mixed
+    with pytest.raises(UserError) as error:
+        strict = open_source(config(source=f"folder:{root}", max_bad=0), "train")
+        list(loader.batches(strict, seed=0, batch=32, stop=20))
+    assert "1 of the 300 pictures" in str(error.value) and "--config.data.max_bad" in str(
+        error.value
+    )
+    for i in range(6):
+        (tmp_path / f"{i}.jpg").write_bytes(broken["truncated.jpg"])
+    for i in range(294):
+        os.symlink(f"{root}/part0/deep/001.png", tmp_path / f"x{i}.png")
+    with pytest.raises(UserError) as error:
+        open_source(config(source=f"folder:{tmp_path}"), "train").read(np.arange(300))
+    message = str(error.value)
+    assert "6 of the 300 pictures" in message and "\n" not in message
+    assert f"{tmp_path}/5.jpg: image file is truncated" in message
+    source = open_source(config(source=f"folder:{tmp_path}", max_bad=0.02), "train")
+    np.testing.assert_array_equal(source.read(np.arange(8))["index"], [6] * 7 + [7])
+    assert len(source.bad()) == 6
+
+
+def test_nothing_readable(config, tree):
+    root = tree({"a.png": b"", "b.png": b"x"})
+    with pytest.raises(UserError, match="None of the 2 pictures"):
+        open_source(config(source=f"folder:{root}"), "train").read([1])
+
+
+@pytest.mark.parametrize(
+    "n, max_bad, limit",
+    [(300, 0.01, 5), (600, 0.01, 6), (601, 0.01, 7), (300, 0.02, 6), (100, 0.07, 7), (9, 1, 9),
+     (300, 0, 0)],
+)  # fmt: skip
+def test_allowed(n, max_bad, limit):
+    assert reader.allowed(n, max_bad) == limit
+
+
+def test_listing_is_sorted_deep_and_skips_the_hidden(tree):
+    root = tree({
+        "b/z.PNG": 1, "b/a/1.jpeg": 1, "a.png": 1, ".hidden.png": 1, ".git/x.png": 1,
+        "notes.txt": b"", "B/c.TiF": 1, "b.png/x.webp": 1, "._a.jpg": 1, "png": b"",
+    })  # fmt: skip
+    assert listing(root) == ["B/c.TiF", "a.png", "b.png/x.webp", "b/a/1.jpeg", "b/z.PNG"]
+
+
+def test_links_are_followed_but_not_in_circles(tree, tmp_path):
+    root = tree({"real/a.png": 1, "real/sub/b.png": 2, "set/c.png": 3})
+    os.symlink(f"{root}/real", f"{root}/set/link")
+    os.symlink(f"{root}/set", f"{root}/real/sub/back")
+    os.symlink(f"{root}/set", f"{root}/set/self")
+    os.symlink("nowhere.png", f"{root}/set/dangling.png")
+    assert listing(f"{root}/set") == [
+        "c.png", "dangling.png", "link/a.png", "link/sub/b.png",
+    ]  # fmt: skip
+
+
+def test_a_name_that_is_not_utf8_is_named(config, tmp_path, encode, caplog):
+    name = os.path.join(os.fsencode(tmp_path), b"caf\xe9.png")
+    with open(name, "wb"):
+        pass
+    (tmp_path / "z.png").write_bytes(encode(np.zeros((4, 4), np.uint8), "PNG"))
+    source = open_source(config(source=f"folder:{tmp_path}"), "train")
+    np.testing.assert_array_equal(source.read([0])["index"], [1])
+    source.bad()[0][0].encode()  # can be written anywhere
+    assert "caf?.png: the file is empty" in caplog.text
+
+
+def test_splits_of_a_folder(config, tree):
+    root = tree({"train/x/1.png": 1, "train/y/2.png": 2, "val/y/3.png": 3, "val/z/4.png": 4})
+    data = config(source=f"folder:{root}", labels=True)
+    train, test = open_source(data, "train"), open_source(data, "test")
+    assert (train.examples, test.examples) == (2, 2)
+    # The same number means the same class, though each split lacks one.
+    assert train.class_names == test.class_names == ("x", "y", "z")
+    assert train.classes == 3
+    np.testing.assert_array_equal(train.read([0, 1])["label"], [0, 1])
+    np.testing.assert_array_equal(test.read([0, 1])["label"], [1, 2])
+    assert (test.read([1])["image"] == 4).all()
+
+
+def test_a_class_called_train_is_no_split(config, tree):
+    root = tree({"car/1.png": 1, "train/2.png": 2})
+    data = config(source=f"folder:{root}", labels=True)
+    assert open_source(data, "train").class_names == ("car", "train")
+    with pytest.raises(NoSplit, match="no test split"):
+        open_source(data, "test")
+
+
+def test_named_splits_and_a_lone_train(config, tree):
+    root = tree({"unlabeled/1.png": 1, "eval/2.png": 2, "test/3.png": 3})
+    data = config(source=f"folder:{root}", train_split="unlabeled", test_split="eval")
+    assert (open_source(data, "train").read([0])["image"] == 1).all()
+    assert (open_source(data, "test").read([0])["image"] == 2).all()
+    root = tree({"lone/train/a/1.png": 1, "lone/train/b/2.png": 1}) + "/lone"
+    data = config(source=f"folder:{root}", labels=True)
+    assert open_source(data, "train").class_names == ("a", "b")
+    with pytest.raises(NoSplit):
+        open_source(data, "test")
+
+
+def test_labels_only_where_asked(config, tree):
+    root = tree({"x/1.png": 1, "y/2.png": 2, "empty/readme.txt": b""})
+    plain = open_source(config(source=f"folder:{root}"), "train")
+    assert plain.classes == 0 and (plain.read([0, 1])["label"] == -1).all()
+    asked = open_source(config(source=f"folder:{root}", labels=True), "train")
+    assert asked.class_names == ("x", "y")
+    tree({"loose.png": 3})
+    with pytest.raises(UserError, match="loose.png lies in none"):
+        open_source(config(source=f"folder:{root}", labels=True), "train")
+
+
+def test_errors(config, tree, tmp_path):
+    root = tree({"pictures/1.png": 1, "other/data.zip": b"", "nothing/.x.png": b""})
+    with pytest.raises(UserError, match="There is no folder .*picturse, but there is .*/pictures"):
+        open_source(config(source=f"folder:{root}/picturse"), "train")
+    with pytest.raises(UserError, match="No pictures .*it holds data.zip"):
+        open_source(config(source=f"folder:{root}/other"), "train")
+    with pytest.raises(UserError, match="it is empty"):
+        open_source(config(source=f"folder:{root}/nothing"), "train")
+    with pytest.raises(UserError, match="Did you mean folder:"):
+        open_source(config(source=root), "train")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"source": "digit"}, "Did you mean digits"),
+        ({"source": "cifar10"}, "Known: digits, folder:/path, scenes, synthetic, tfds:name"),
+        ({"source": "folder:"}, "Did you mean folder:/path"),
+        ({"channels": 4}, "data.channels=4"),
+        ({"fit": "crp"}, "Did you mean crop"),
+        ({"size": 0}, "data.size=0"),
+        ({"max_bad": 5}, "data.max_bad=5"),
+        ({"source": "synthetic", "examples": 0}, "data.examples=0"),
+    ],
+)
+def test_wrong_fields(config, changes, message):
+    with pytest.raises(UserError, match=message):
+        open_source(config(**changes), "train")
+
+
+def test_a_home_folder_is_expanded(config, tree, monkeypatch):
+    root = tree({"a.png": 7})
+    monkeypatch.setenv("HOME", root)
+    assert (open_source(config(source="folder:~"), "train").read([0])["image"] == 7).all()
