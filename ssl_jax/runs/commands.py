@@ -6,8 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssl_jax.runs import config as configs
 from ssl_jax.errors import UserError
+from ssl_jax.runs import config as configs
 
 
 def run_command(config: ConfigDict, folder: str) -> str | None:

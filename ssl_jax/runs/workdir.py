@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from ssl_jax.runs import config as configs
-from ssl_jax.processes import insist
-from ssl_jax.errors import UserError
 from ssl_jax.contract.method import Run
+from ssl_jax.errors import UserError
+from ssl_jax.processes import insist
+from ssl_jax.runs import config as configs
 
 
 class Saved(NamedTuple):

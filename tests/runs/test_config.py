@@ -4,9 +4,9 @@ import pathlib
 
 import pytest
 
-from ssl_jax.runs import config as configs
 from ssl_jax.errors import UserError
 from ssl_jax.methods import METHODS
+from ssl_jax.runs import config as configs
 
 FILES = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 

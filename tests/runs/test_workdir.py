@@ -8,13 +8,13 @@ import types
 import pytest
 from kit import tiny_run
 
-from ssl_jax.runs import config as configs
-from ssl_jax.processes import insist
-from ssl_jax.runs import workdir
+from ssl_jax.contract.method import Run
 from ssl_jax.errors import UserError
 from ssl_jax.jobs import finetune
-from ssl_jax.contract.method import Run
 from ssl_jax.logs import metrics
+from ssl_jax.processes import insist
+from ssl_jax.runs import config as configs
+from ssl_jax.runs import workdir
 
 ODD = ([], ["config"], "config", 3, None, {"config": ["x"]}, {"config": "x"}, {"config": None})
 
