@@ -31,10 +31,12 @@ import sys
 import tempfile
 import time
 
+from kit.profile.planning import plan
+from kit.profile.report import report as profile_report
+
 from benchmarks import step, step_profile
 
 PARTS = ("steps", "profile", "resident", "remat", "again", "largest")
-REMAT = ("simclr_resnet50", "mae_vit_b16")
 LEAST = 20  # seconds below which nothing more is started
 
 
@@ -46,19 +48,6 @@ def card() -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
-
-
-def plan(cases: list[str], peers: list[str], parts: list[str]) -> list[tuple[str, str, str]]:
-    """(part, case, peer) of every measurement, in order."""
-    todo = []
-    for case in cases:
-        todo += [("steps", case, peer) for peer in peers]
-        todo += [("profile", case, "ssl_jax")]
-    todo += [("resident", case, "ssl_jax") for case in cases if case == "resnet18_32px"]
-    todo += [("remat", case, "ssl_jax") for case in cases if case in REMAT]
-    todo += [("again", case, peer) for _ in range(2) for case in cases for peer in peers]
-    todo += [("largest", case, peer) for case in cases for peer in peers]
-    return [one for one in todo if one[0] in parts]
 
 
 def one(part: str, text: str, peer: str, a: argparse.Namespace, remaining: float) -> dict:
@@ -182,7 +171,7 @@ def report(found: dict) -> str:
         text += ["## Largest batch", "", step.largest_table(fits), ""]
     for d in done:
         if d["part"] == "profile" and "failed" not in d["result"]:
-            text += [step_profile.report(d["case"], d["result"]), ""]
+            text += [profile_report(d["case"], d["result"]), ""]
     return "\n".join([*text, "## What the time of this call went to", "", spent(done), ""])
 
 

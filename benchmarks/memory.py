@@ -20,59 +20,13 @@ and moments show up in neither.
 import argparse
 import ast
 import json
-import math
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from kit.hlo.copies import copies
+
 from benchmarks import collectives
-
-BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "u8": 1, "pred": 1, "f64": 8, "s64": 8}
-LEAST = 1024  # bytes of an array that is worth telling
-
-
-def copies(text: str) -> dict[str, list[tuple[str, int]]]:
-    """Copies of the state in the text of an optimised HLO module.
-
-    Returns:
-      {'came': [(name of the leaf, bytes)], 'branches': [(type and shape, bytes)]}: arrays of the
-      state as it came in; arrays in a branch of a condition of the whole program, or out of one.
-    """
-    branches, names, computation = set(), {}, ""
-    conditionals, after = set(), set()
-    for line in text.splitlines():
-        computation = collectives.opened(line) or computation
-        if match := re.search(r"%(\S+) = .* parameter\(\d+\).*op_name=\"(state\..*?)\"", line):
-            names[match[1]] = match[2].replace("\\'", "'")
-        if match := re.search(r"%(\S+) = .* conditional\(", line):
-            conditionals.add(match[1])
-            branches |= set(re.findall(r"(?:true|false)_computation=%([\w.\-]+)", line))
-            for several in re.findall(r"branch_computations=\{([^}]*)\}", line):
-                branches |= set(re.findall(r"%([\w.\-]+)", several))
-        match = re.search(r"%(\S+) = .* get-tuple-element\(.*%([\w.\-]+)\), index=", line)
-        if match and match[2] in conditionals:
-            after.add(match[1])
-    copy = re.compile(
-        r"^\s+(?:ROOT )?%\S+ = ([a-z]+\d*)\[([\d,]*)\]\S* "
-        r"(?:copy|copy-start|fusion)\(%([\w.\-]+)\)(?:, kind=\w+, calls=%\S*copy\S*)?"
-    )
-    found = {"came": [], "branches": []}
-    for line in text.splitlines():
-        computation = collectives.opened(line) or computation
-        match = copy.match(line)
-        if match is None or ("fusion(" in line and not re.search(r"calls=%\S*copy", line)):
-            continue
-        dtype, dimensions, operand = match.groups()
-        shape = [int(d) for d in dimensions.split(",") if d]
-        size = math.prod(shape) * BYTES.get(dtype, 4)
-        if size < LEAST:
-            continue
-        if operand in names:
-            found["came"].append((names[operand], size))
-        elif operand in after or (computation in branches and "get-tuple-element" in operand):
-            found["branches"].append((f"{dtype}[{dimensions}]", size))
-    return found
 
 
 def measure(name: str, preset: str, devices: int, fields: Mapping[str, Any]) -> dict:

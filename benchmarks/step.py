@@ -31,7 +31,6 @@ python -m benchmarks.gpu does all that a GPU is asked for at once.
 
 import argparse
 import json
-import math
 import os
 import pathlib
 import re
@@ -41,20 +40,15 @@ import subprocess
 import sys
 import time
 
+from kit.profile import planning
+from kit.profile.flops import flops, peak_of
+
 from ssl_jax.processes import malloc
 
 PEERS = ("ssl_jax", "torch")
 ON = {
     "cpu": ("vit_tiny", "resnet18"),
     "gpu": ("simclr_resnet50", "moco_v2_resnet50", "dino_vit_s16", "mae_vit_b16", "resnet18_32px"),
-}
-# Dense bfloat16 without sparsity, FLOP/s, and memory, bytes/s, by the end of the device's name.
-# NVIDIA's data sheets: H100 (SXM5), H200 (SXM), A100 (SXM4, 80 and 40 GB).
-PEAKS = {
-    "NVIDIA H100 80GB HBM3": (989e12, 3.35e12),
-    "NVIDIA H200": (989e12, 4.8e12),
-    "NVIDIA A100-SXM4-80GB": (312e12, 2.039e12),
-    "NVIDIA A100-SXM4-40GB": (312e12, 1.555e12),
 }
 
 
@@ -127,83 +121,6 @@ def config(case: str, batch: int | None, tiny: bool):
         if c.method.name == "dino":
             c.method.projector.out, c.method.projector.hidden = 128, 32
     return c
-
-
-def peak_of(device: str) -> tuple[float, float] | None:
-    """(FLOP/s in bfloat16, bytes/s) by the data sheet of a device; None: not in the table."""
-    return next((peak for name, peak in PEAKS.items() if device.endswith(name)), None)
-
-
-def flops(jaxpr, platform: str, scope: str = "") -> int:
-    """FLOP of the matrix products and convolutions of a program, on all devices together.
-
-    2 for every product of two elements that exist: what padding and dilation put between them
-    counts as nothing, nor does what nothing uses. Loops count as often as they run, where that is
-    known. (XLA's own count is
-    no use here: on a GPU it is not to be had before compilation, and afterwards what runs in
-    libraries counts as nothing; and it takes every loop for one turn.)
-
-    Args:
-      jaxpr: of `jax.make_jaxpr`, or the jaxpr of a traced function.
-      platform: 'cpu' or 'cuda': whose branch of lax.platform_dependent runs. Of another condition
-        the dearest branch counts.
-      scope: only what lies in this jax.named_scope; '': all.
-    """
-    total = 0
-    for eqn in _used(getattr(jaxpr, "jaxpr", jaxpr)):
-        name, p = eqn.primitive.name, eqn.params
-        outside = scope and scope not in re.split(r"[/()]", str(eqn.source_info.name_stack))
-        subs = [x for x in _leaves(p) if hasattr(x, "eqns")]
-        counts = [flops(x, platform, scope if outside else "") for x in subs]
-        if name == "cond":
-            of = p.get("branches_platforms")
-            mine = of and next(i for i, names in enumerate(of) if not names or platform in names)
-            total += max(counts) if of is None else counts[mine]
-        elif subs:
-            times = p["length"] if name == "scan" else 1
-            times *= p["mesh"].size if name == "shard_map" else 1
-            total += times * sum(counts)
-        elif not outside and name == "dot_general":
-            (contracted, _), _ = p["dimension_numbers"]
-            terms = math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
-            total += 2 * terms * eqn.outvars[0].aval.size
-        elif not outside and name == "conv_general_dilated":
-            total += _convolution_flops(eqn)
-    return total
-
-
-def _used(jaxpr) -> list:
-    """The equations whose results something uses."""
-    used, live = [], {v for v in jaxpr.outvars if not hasattr(v, "val")}
-    for eqn in reversed(jaxpr.eqns):
-        if eqn.effects or live.intersection(eqn.outvars):
-            used.append(eqn)
-            live |= {v for v in eqn.invars if not hasattr(v, "val")}
-    return used
-
-
-def _leaves(x) -> list:
-    """All that is in dictionaries, tuples and lists."""
-    if isinstance(x, dict):
-        x = list(x.values())
-    return [y for part in x for y in _leaves(part)] if isinstance(x, list | tuple) else [x]
-
-
-def _convolution_flops(eqn) -> int:
-    """2 · rows · channels out · channels in of a group · pairs of an output and an input place."""
-    p, (lhs, rhs) = eqn.params, (v.aval.shape for v in eqn.invars)
-    of, out = p["dimension_numbers"], eqn.outvars[0].aval.shape
-    total = 2 * out[of.out_spec[0]] * out[of.out_spec[1]] * rhs[of.rhs_spec[1]]
-    for i in range(len(of.lhs_spec) - 2):
-        n, k, o = (spec[2 + i] for spec in (of.lhs_spec, of.rhs_spec, of.out_spec))
-        n, k, o = lhs[n], rhs[k], out[o]
-        holes, step = p["lhs_dilation"][i], p["window_strides"][i]
-        start = range(-p["padding"][i][0], step * o - p["padding"][i][0], step)
-        taps = range(0, k * p["rhs_dilation"][i], p["rhs_dilation"][i])
-        total *= sum(
-            (a + t) % holes == 0 and 0 <= (a + t) // holes < n for a in start for t in taps
-        )
-    return total
 
 
 def measure(c, steps: int, each: int, gpu: bool) -> dict:
@@ -371,6 +288,12 @@ def run_peer(peer: str, text: str, a: argparse.Namespace) -> dict:
     return launch(module, text, arguments, a.device, a.limit)
 
 
+def largest(peer: str, text: str, a: argparse.Namespace) -> dict:
+    """`planning.largest` for one of PEERS, with as few steps as there can be."""
+    few = argparse.Namespace(**{**vars(a), "steps": 1, "each": 1})
+    return planning.largest(lambda text: run_peer(peer, text, few), text, a.gib)
+
+
 def describe(cases: list[str], batch: int | None, tiny: bool) -> dict[str, str]:
     """JSON of the config of every case, by a process of its own: this one stays without JAX."""
     command = [sys.executable, "-m", "benchmarks.step", "--describe", "--cases", *cases]
@@ -379,59 +302,6 @@ def describe(cases: list[str], batch: int | None, tiny: bool) -> dict[str, str]:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return dict(zip(cases, done.stdout.splitlines(), strict=True))
-
-
-def largest(peer: str, text: str, a: argparse.Namespace) -> dict:
-    """The largest batch that fits, of the config's times powers of two; four processes at most.
-
-    Memory grows by the same bytes with every image, so two batches tell what any other takes.
-
-    Args:
-      peer: of PEERS.
-      text: JSON of the config.
-      a: flags as for `run_peer`; gib: GiB that there are, or None: as the device says.
-
-    Returns:
-      {'batch': the largest that ran, 0 if none did; 'memory': {batch: bytes, or why it failed};
-      'next': bytes that the double would take, by the line; 'limit': bytes there are}.
-    """
-    c = json.loads(text)
-    first, memory, limit = c["batch"], {}, a.gib and a.gib * 2**30
-
-    def fits(k):
-        """Runs k times the first batch, with as few steps as there can be."""
-        nonlocal limit
-        c["batch"] = k * first
-        c["data"]["examples"] = 100 * c["batch"]
-        run = run_peer(
-            peer, json.dumps(c), argparse.Namespace(**{**vars(a), "steps": 1, "each": 1})
-        )
-        limit = limit or run.get("limit")
-        memory[c["batch"]] = run.get("failed") or run.get("program") or run["memory"]
-        return "failed" not in run and (not a.gib or memory[c["batch"]] <= limit)
-
-    def line(k):
-        """Bytes for k times the first batch."""
-        one, two = memory[first], memory[2 * first]
-        return one + (k - 1) * (two - one)
-
-    best, after = 0, None
-    if fits(1):
-        best = 1
-        if fits(2):
-            best = guess = 2
-            grows = limit and line(2) > line(1)
-            while grows and line(2 * guess) <= limit:
-                guess *= 2
-            if guess > 2 and fits(guess):
-                best = guess
-            elif guess > 4 and fits(guess // 2):
-                best = guess // 2
-            # The line errs: XLA saves memory where it is short of it.
-            if best == guess and grows and line(2 * best) <= 1.1 * limit and fits(2 * best):
-                best *= 2
-            after = line(2 * best)
-    return {"batch": best * first, "memory": memory, "next": after, "limit": limit}
 
 
 def table(found: dict[str, dict[str, list[dict]]], batches: dict[str, int]) -> str:
@@ -448,7 +318,7 @@ def table(found: dict[str, dict[str, list[dict]]], batches: dict[str, int]) -> s
         "|---" * 10 + "|",
     ]
     for case, peers in found.items():
-        flops = next((r["flops"] for runs in peers.values() for r in runs if "flops" in r), None)
+        count = next((r["flops"] for runs in peers.values() for r in runs if "flops" in r), None)
         for peer, runs in peers.items():
             if not runs:
                 continue
@@ -459,7 +329,7 @@ def table(found: dict[str, dict[str, list[dict]]], batches: dict[str, int]) -> s
                 ratio = median(seconds) / median(b["seconds"] for b in base)
                 ratio = f"× {ratio:.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
             peak = peak_of(runs[0]["device"]) if case in ON["gpu"] else None
-            share = f"{100 * flops / median(seconds) / peak[0]:.0f} %" if flops and peak else ""
+            share = f"{100 * count / median(seconds) / peak[0]:.0f} %" if count and peak else ""
             lines.append(
                 f"| {case} | {peer} | {1e3 * median(seconds):,.1f} ({1e3 * min(seconds):,.1f} … "
                 f"{1e3 * max(seconds):,.1f}) | {batches[case] / median(seconds):,.0f} | {ratio} "

@@ -2,7 +2,7 @@
 
     python -m benchmarks.stop [--processes 1 2] [--rounds 5] [--seed 0]
 
-The tiny run of benchmarks/chaos.py is asked to stop, one process of it, at a random moment of its
+The tiny run of tests/kit/kills.py is asked to stop, one process of it, at a random moment of its
 steps; it must save and end with code 143, and the last step logged must be the one that was saved.
 Prints the median and range of the seconds; exit code 1 where a stop was not as it must be.
 """
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 
-from benchmarks import chaos
+from kit import kills
 
 EXIT_STOPPED = 143
 PATIENCE = 60.0  # seconds after which a stop has failed
@@ -28,18 +28,18 @@ def stop(folder: pathlib.Path, processes: int, draw: random.Random) -> tuple[flo
     Returns:
       (seconds, '') or (None or seconds, what is wrong).
     """
-    running = chaos.start(folder, 100_000, processes)
+    running = kills.start(folder, 100_000, processes)
     first = draw.randint(2, 12)
-    if not chaos.wait(running, lambda: max(chaos.logged(folder), default=0) >= first, chaos.LIMIT):
-        return None, chaos.said(folder, processes)
+    if not kills.wait(running, lambda: max(kills.logged(folder), default=0) >= first, kills.LIMIT):
+        return None, kills.said(folder, processes)
     time.sleep(draw.uniform(0, 0.5))
     running[draw.randrange(processes)].send_signal(signal.SIGTERM)
-    seconds = chaos.end(running, PATIENCE)
+    seconds = kills.end(running, PATIENCE)
     codes = [p.returncode for p in running]
     if set(codes) != {EXIT_STOPPED}:
-        return seconds, f"exit codes {codes}\n{chaos.said(folder, processes)}"
-    if max(chaos.saved(folder), default=0) != max(chaos.logged(folder)):
-        return seconds, f"saved {chaos.saved(folder)}, logged {chaos.logged(folder)[-3:]}"
+        return seconds, f"exit codes {codes}\n{kills.said(folder, processes)}"
+    if max(kills.saved(folder), default=0) != max(kills.logged(folder)):
+        return seconds, f"saved {kills.saved(folder)}, logged {kills.logged(folder)[-3:]}"
     return seconds, ""
 
 

@@ -1,14 +1,13 @@
-"""The pure parts of benchmarks.step, step_profile and gpu. Nothing here is timed."""
+"""What benchmarks of a step count, divide and search. Nothing here is timed."""
 
-import argparse
 import json
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
-
-from benchmarks import gpu, step, step_profile
+from kit.hlo import program
+from kit.profile import flops, planning, report, trace
 
 HLO = """HloModule jit_step, is_scheduled=true
 
@@ -49,7 +48,7 @@ ENTRY %main (a: f32[100,4], b: f32[4,16], i: s32[]) -> f32[8,16] {
 
 def count(f, *shapes, platform="cpu", scope=""):
     arguments = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
-    return step.flops(jax.make_jaxpr(f)(*arguments), platform, scope)
+    return flops.flops(jax.make_jaxpr(f)(*arguments), platform, scope)
 
 
 def test_flops_of_products_loops_and_branches():
@@ -107,7 +106,7 @@ def test_flops_of_a_convolution_leave_out_padding_and_holes():
     ],
 )
 def test_operations_have_a_kind(name, kind, phase):
-    assert step_profile.classify(name, "", *step_profile.parse(HLO)) == (kind, phase)
+    assert program.classify(name, "", *program.parse(HLO)) == (kind, phase)
 
 
 def test_kernels_without_an_operation_go_by_their_names():
@@ -119,7 +118,7 @@ def test_kernels_without_an_operation_go_by_their_names():
         "something": "other",
     }
     for kernel, kind in kinds.items():
-        assert step_profile.classify("", kernel, {}, {}) == (kind, "")
+        assert program.classify("", kernel, {}, {}) == (kind, "")
 
 
 @pytest.mark.parametrize(
@@ -133,12 +132,12 @@ def test_kernels_without_an_operation_go_by_their_names():
     ],
 )
 def test_bytes_of_an_operation(name, floats, extra):
-    assert step_profile.traffic(name, *step_profile.parse(HLO)) == 4 * floats + extra
+    assert program.traffic(name, *program.parse(HLO)) == 4 * floats + extra
 
 
 def test_the_time_of_a_step_is_divided_without_remainder():
     def event(start, end, operation, kernel=""):
-        return step_profile.Event("/device:GPU:0", start * 1e6, end * 1e6, operation, kernel)
+        return trace.Event("/device:GPU:0", start * 1e6, end * 1e6, operation, kernel)
 
     events = [
         event(0, 4, "dot_fusion"),
@@ -146,7 +145,7 @@ def test_the_time_of_a_step_is_divided_without_remainder():
         event(7, 8, "", "slice_fusion"),  # three milliseconds after it
         event(8, 10, "unknown", "nccl"),
     ]
-    r = step_profile.summarise(events, HLO, steps=2, top=2)
+    r = trace.summarise(events, HLO, steps=2, top=2)
     assert r["seconds"] == pytest.approx(5e-3)
     assert r["idle"] == pytest.approx(1.5e-3)
     kinds = {kind: sum(by.values()) for kind, by in r["kinds"].items()}
@@ -180,7 +179,7 @@ def test_a_trace_of_a_gpu_is_read_by_its_streams(tmp_path):
     }"""
     file = tmp_path / "x.xplane.pb"
     file.write_bytes(ProfileData.text_proto_to_serialized_xspace(space))
-    events, outline = step_profile.read_trace(str(file))
+    events, outline = trace.read_trace(str(file))
     assert events == [
         ("/device:GPU:0", 1000, 3000, "dot_fusion", "gemm_fusion_dot_1"),
         ("/device:GPU:0", 4000, 5000, "", "MemcpyD2D"),
@@ -190,11 +189,11 @@ def test_a_trace_of_a_gpu_is_read_by_its_streams(tmp_path):
 
 def test_limits_and_the_distance_to_them():
     r = {"flops": 989e9, "bytes": 6.7e9, "untraced": 3e-3, "measured": (500e12, 3e12)}
-    text = "\n".join(step_profile.limits(r | {"peaks": step.peak_of("1 × NVIDIA H100 80GB HBM3")}))
+    text = "\n".join(report.limits(r | {"peaks": flops.peak_of("1 × NVIDIA H100 80GB HBM3")}))
     assert "| 1.00 ms |" in text and "| 2.00 ms |" in text
     assert "1.50 times the larger, that of memory" in text
-    assert step.peak_of("1 × NVIDIA H200 NVL") is None
-    text = "\n".join(step_profile.limits(r | {"peaks": None}))
+    assert flops.peak_of("1 × NVIDIA H200 NVL") is None
+    text = "\n".join(report.limits(r | {"peaks": None}))
     assert "measured here" in text and "1.34 times" in text
 
 
@@ -208,10 +207,10 @@ def test_limits_and_the_distance_to_them():
         (None, 16.5, 256, [64, 128, 256, 512]),  # more than was asked for does not count
     ],
 )
-def test_the_largest_batch_is_found_in_few_runs(monkeypatch, limit, asked, expected, runs):
+def test_the_largest_batch_is_found_in_few_runs(limit, asked, expected, runs):
     ran = []
 
-    def run(peer, text, a):
+    def run(text):
         batch = json.loads(text)["batch"]
         ran.append(batch)
         need = 1 + batch / 32  # a GiB, and one for every 32 images
@@ -219,14 +218,13 @@ def test_the_largest_batch_is_found_in_few_runs(monkeypatch, limit, asked, expec
         memory = {"memory": need * 2**30, "limit": limit and limit * 2**30}
         return memory if fits else {"failed": "out of memory"}
 
-    monkeypatch.setattr(step, "run_peer", run)
     text = json.dumps({"batch": 64, "data": {}})
-    r = step.largest("torch", text, argparse.Namespace(gib=asked))
+    r = planning.largest(run, text, asked)
     assert r["batch"] == expected and ran == runs
 
 
 def test_the_plan_of_a_gpu():
-    plan = gpu.plan(["mae_vit_b16"], ["ssl_jax", "torch"], ["steps", "profile", "remat"])
+    plan = planning.plan(["mae_vit_b16"], ["ssl_jax", "torch"], ["steps", "profile", "remat"])
     assert [(part, peer) for part, _, peer in plan] == [
         ("steps", "ssl_jax"),
         ("steps", "torch"),

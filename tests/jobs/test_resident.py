@@ -9,9 +9,8 @@ import types
 import jax
 import numpy as np
 import pytest
-from kit import tiny_run
+from kit import kills, tiny_run
 
-from benchmarks import chaos
 from ssl_jax.checkpoints import store as checkpoint
 from ssl_jax.data import resident
 from ssl_jax.devices import layout
@@ -98,11 +97,11 @@ def test_two_processes_stop_after_the_same_call(tmp_path):
         "--config.log_every=5",
     )
     processes = tiny_run.start_several(2, tmp_path, *endless)
-    chaos.wait(processes, lambda: chaos.logged(tmp_path), 300)
+    kills.wait(processes, lambda: kills.logged(tmp_path), 300)
     processes[1].send_signal(signal.SIGTERM)
     codes, outs = tiny_run.finish(processes)
     assert codes == [stopping.EXIT_STOPPED] * 2, "\n".join(outs)
-    (saved,) = chaos.saved(tmp_path)
+    (saved,) = kills.saved(tmp_path)
     assert f"stopped and saved at step {saved}" in outs[0] and "calls of 5 steps" in outs[0]
     logged = [r["step"] for r in records(tmp_path, "loss")]
     assert logged == list(range(5, saved + 1, 5)) and saved % 5 == 0

@@ -7,9 +7,8 @@ import time
 import jax
 import numpy as np
 import pytest
-from kit import tiny_run
+from kit import kills, tiny_run
 
-from benchmarks import chaos
 from ssl_jax.checkpoints import store
 from ssl_jax.logs import metrics
 from ssl_jax.processes import host
@@ -46,7 +45,7 @@ def stop(processes, folder, who, after):
       what process 0 said, and the step they saved.
     """
     begun = time.monotonic()
-    chaos.wait(processes, lambda: (chaos.logged(folder) or [0])[-1] > after, 300)
+    kills.wait(processes, lambda: (kills.logged(folder) or [0])[-1] > after, 300)
     asked = time.monotonic()
     for process in who:
         processes[process].send_signal(signal.SIGTERM)
@@ -56,7 +55,7 @@ def stop(processes, folder, who, after):
     # To be out takes less than to start; where a start takes longer than 10 s, others share the
     # machine.
     assert seconds < max(10, asked - begun)
-    saved = chaos.saved(folder)[-1]
+    saved = kills.saved(folder)[-1]
     assert f"stopped and saved at step {saved}" in outs[0]
     return outs[0], saved
 
@@ -67,7 +66,7 @@ def stopped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped")
     processes = tiny_run.start_several(2, folder, *SEVERAL)
     _, first = stop(processes, folder, [1], 0)
-    assert chaos.saved(folder) == [first]
+    assert kills.saved(folder) == [first]
     processes = tiny_run.start_several(2, folder, *SEVERAL)
     said, second = stop(processes, folder, [0, 1], first)
     return folder, said, first, second
@@ -75,7 +74,7 @@ def stopped(tmp_path_factory):
 
 def test_one_or_both_of_two_processes_are_asked_to_stop_and_both_save_the_same_step(stopped):
     folder, said, first, second = stopped
-    assert f"continuing at step {first}" in said and chaos.saved(folder) == [first, second]
+    assert f"continuing at step {first}" in said and kills.saved(folder) == [first, second]
     assert steps_of(folder) == list(range(5, second + 1, 5)), "nothing twice, nothing left out"
 
 
@@ -84,18 +83,18 @@ def test_so_does_a_fine_tuning(stopped, tmp_path):
     argv.append(f"--config.compile_cache={jax.config.jax_compilation_cache_dir}")
     argv.append(f"--workdir={tmp_path}")
     _, saved = stop(tiny_run.launch_several(2, argv), tmp_path, [1], 0)
-    assert chaos.saved(tmp_path) == [saved] and not (tmp_path / "result.json").exists()
+    assert kills.saved(tmp_path) == [saved] and not (tmp_path / "result.json").exists()
     assert steps_of(tmp_path) == list(range(5, saved + 1, 5))
 
 
 def test_three_kills_of_worker_and_coordinator_leave_no_trace(tmp_path):
     """In a save, at the start, between saves; the long form is `python -m benchmarks.chaos`."""
     cache = f"--config.compile_cache={jax.config.jax_compilation_cache_dir}"
-    kills, faults = chaos.campaign(
+    killed, faults = kills.campaign(
         tmp_path, kills=3, processes=2, seed=58, patience=0.5, more=(cache,)
     )
     assert not faults, "\n".join(faults)
-    assert {k.process for k in kills} == {0, 1} and all(not k.unreadable for k in kills)
+    assert {k.process for k in killed} == {0, 1} and all(not k.unreadable for k in killed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -136,7 +135,7 @@ def test_steps_that_are_not_finite_end_the_run_and_name_the_first(tmp_path, caps
     assert said in every.err and "max_bad_steps" in every.err
     assert f"step {first['step']} is skipped: its {name} is not finite" in every.err
 
-    saved = chaos.saved(tmp_path / "every")[-1]
+    saved = kills.saved(tmp_path / "every")[-1]
     assert f"checkpoint {saved} has the last good ones" in every.err
     config = workdir.read_config(tmp_path / "every").config
     like = experiment.like(experiment.assemble(config, host.Cluster(1, 0, 1), None))

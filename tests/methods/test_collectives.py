@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 from kit import tiny
+from kit.hlo import collectives as listed
 
-from benchmarks import collectives as listed
 from ssl_jax.contract.method import Run
 from ssl_jax.devices import collectives, layout, mapping
 from ssl_jax.methods import METHODS

@@ -11,8 +11,8 @@ import test_collectives
 from jax import lax
 from jax.tree_util import Partial
 from kit import toy_method
+from kit.hlo import copies as copied
 
-from benchmarks import memory
 from ssl_jax.contract.method import Run
 from ssl_jax.losses import instance
 from ssl_jax.train.state import make_create
@@ -57,7 +57,7 @@ def copies(step):
     like = jax.ShapeDtypeStruct
     state = State(like((), jnp.int32), {"queue": like((256, 64), jnp.float32)})
     lowered = jax.jit(step, donate_argnums=0).lower(state, like((8, 64), jnp.float32))
-    return memory.copies(lowered.compile().as_text())
+    return copied.copies(lowered.compile().as_text())
 
 
 def test_copies_of_the_state_are_found():
@@ -96,13 +96,13 @@ def test_a_bank_is_read_for_metrics_before_it_is_written():
     step = jax.jit(functools.partial(step, axis=None), donate_argnums=0)
     batch = {"image": like((1, 16, 4, 4, 1), jnp.uint8)}
     text = step.lower(jax.eval_shape(create, jax.random.key(0)), batch).compile().as_text()
-    assert memory.copies(text) == {"came": [], "branches": []}
+    assert copied.copies(text) == {"came": [], "branches": []}
 
 
 @pytest.mark.parametrize("name", REMEMBER)
 def test_every_state_is_updated_in_place(name):
     text, state, _ = test_collectives.compiled(name)
     held = [f"f32[{','.join(map(str, x.shape))}]" for x in jax.tree.leaves(state)]
-    found = memory.copies(text)
+    found = copied.copies(text)
     assert found["came"] == [] and not [copy for copy in found["branches"] if copy[0] in held]
     assert text.splitlines()[0].count("may-alias") == len(jax.tree.leaves(state))

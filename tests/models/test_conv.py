@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from kit.hlo import collectives
 
-from benchmarks import collectives
 from ssl_jax.devices import layout
 from ssl_jax.models import conv
 

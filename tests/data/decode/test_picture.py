@@ -2,9 +2,9 @@ import io
 
 import numpy as np
 import pytest
+from kit.pictures import bombs, damages
 from PIL import Image, ImageOps
 
-from benchmarks import fuzz_pictures
 from ssl_jax.data.decode import picture as decoding
 from ssl_jax.data.decode.picture import Unreadable, decode, resize, square, upright
 
@@ -245,7 +245,7 @@ def test_the_bound_on_pixels_holds_for_jpeg(encode, smooth):
 
 
 def test_what_a_header_promises_is_checked_before_memory_is_taken():
-    bombs = {name: make for name, _, make in fuzz_pictures.BOMBS}
+    makers = {name: make for name, _, make in bombs.BOMBS}
     reasons = {
         "PNG of 100,000 x 100,000": "Image size",
         "PNG of 1 x 89,000,000": "1 x 89000000 pixels, a side of more than",
@@ -255,15 +255,15 @@ def test_what_a_header_promises_is_checked_before_memory_is_taken():
     }
     for name, reason in reasons.items():
         with pytest.raises(Unreadable) as error:
-            decode(bombs[name](), 16, 3)
+            decode(makers[name](), 16, 3)
         assert reason in str(error.value) and "\n" not in str(error.value)
-    assert decode(fuzz_pictures.scans(40, 3), 16, 3).shape == (16, 16, 3)
-    assert decode(fuzz_pictures.tile(32), 16, 1).shape == (16, 16, 1)
+    assert decode(bombs.scans(40, 3), 16, 3).shape == (16, 16, 3)
+    assert decode(bombs.tile(32), 16, 1).shape == (16, 16, 1)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_bands_give_the_same_pixels(monkeypatch):
-    whole = {name: data for name, _, data in fuzz_pictures.whole()}
+    whole = {name: data for name, _, data in damages.whole()}
     expected = {(n, c): decode(d, 48, c) for n, d in whole.items() for c in (1, 3)}
     monkeypatch.setattr(decoding, "BAND", 400)  # 6 rows of 61, the last band has fewer
     for (name, channels), pixels in expected.items():
