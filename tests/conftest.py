@@ -3,17 +3,44 @@
 import gc
 import os
 import pathlib
+import subprocess
+import sys
 
 # Tiny networks compile for seconds and run for milliseconds: with fewer of LLVM's passes, without
 # the newer fusions, the suite is quicker. XLA_FLAGS= (empty) tests what users compile. (Level 0 is
 # quicker still, but its rounding differs between compilations by more than some tests bear.)
 # Four devices on a busy machine can wait for each other longer than the 40 s after which XLA aborts
 # the process.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false "
+FLAGS = (
+    "--xla_backend_optimization_level=1",
+    "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
+# Reads XLA_FLAGS, as the first use of a device does, in half a second.
+READ = """
+try:
+    from jaxlib import _jax
+    _jax.CompileOptions().executable_build_options.debug_options
+except (ImportError, AttributeError):
+    import jax
+    jax.devices()
+"""
+
+
+def known(flags):
+    """Those of some XLA flags that this version has: it aborts a process that sets another one."""
+    done = subprocess.run(
+        [sys.executable, "-c", READ],
+        env={**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    refused = [line for line in done.stderr.splitlines() if "Unknown flag" in line]
+    return [flag for flag in flags if not any(flag in line for line in refused)]
+
+
+if "XLA_FLAGS" not in os.environ:  # the workers of pytest-xdist inherit it
+    os.environ["XLA_FLAGS"] = " ".join(known(FLAGS))
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
