@@ -110,7 +110,7 @@ def digits() -> ConfigDict:
 
     Twice SimCLR's epochs at a lower rate, chosen on a hold-out of train (docs/results.md).
     """
-    c = small("configs/simclr.py:digits")
+    c = small("simclr:digits")
     c.epochs = 40.0
     c.optimizer.learning_rate = 4e-3
     return c
@@ -121,7 +121,7 @@ def peer() -> ConfigDict:
 
     Two layers in the projector, not three: chosen on a hold-out of train (docs/results.md).
     """
-    c = small("configs/simclr.py:peer")
+    c = small("simclr:peer")
     c.method = method(widths=(512, 512), redundancy=5e-3)
     return c
 

@@ -110,7 +110,7 @@ def digits() -> ConfigDict:
     the projector (the official one has none), which keeps the embeddings from a few directions;
     larger crops than SimCLR's; the momentum.
     """
-    c, _ = configs.load("configs/simclr.py:digits")
+    c, _ = configs.load("simclr:digits")
     c.epochs = 40.0
     c.method = method(momentum=0.9, hidden=512, width=128)
     c.method.projector.norms = ("affine", "plain")
@@ -126,7 +126,7 @@ def peer() -> ConfigDict:
     The momentum and the BatchNorm at the end of the projector were chosen on a hold-out of train
     (docs/results.md), as in `digits`; lightly's projector has none there.
     """
-    c, _ = configs.load("configs/simclr.py:peer")
+    c, _ = configs.load("simclr:peer")
     c.method = method(momentum=0.8, hidden=512, width=128)
     c.method.projector.biases = c.method.predictor.biases = (False, True)
     c.method.projector.norms = ("affine", "plain")

@@ -30,7 +30,7 @@ def imagenet() -> ConfigDict:
     There is no official ImageNet recipe of DCL in code. Temperature 0.1, learning rate 0.075·√batch
     and weight decay 1e-6 are those of lightly's benchmark of it; all else is SimCLR's.
     """
-    c, _ = configs.load("configs/simclr.py:imagenet")
+    c, _ = configs.load("simclr:imagenet")
     c.epochs = 200.0
     c.batch = 256
     c.method = method(c.method.projector, temperature=0.1, loss_scale=2.0)
@@ -46,7 +46,7 @@ def cifar10() -> ConfigDict:
     Where this differs from that code: ResNet-18, as its README says (its model.py once had
     ResNet-50); the two views share one BatchNorm batch, as in SimCLR; weight decay is decoupled.
     """
-    c, _ = configs.load("configs/simclr.py:cifar10")
+    c, _ = configs.load("simclr:cifar10")
     c.epochs = 100.0
     c.batch = 256
     projector = {
@@ -72,7 +72,7 @@ def cifar10() -> ConfigDict:
 
 def digits() -> ConfigDict:
     """SimCLR's digits, head and optimizer included, with this loss."""
-    return small("configs/simclr.py:digits")
+    return small("simclr:digits")
 
 
 def peer() -> ConfigDict:
@@ -81,7 +81,7 @@ def peer() -> ConfigDict:
     The loss is the authors'; lightly's weighs the negatives twice (losses/decoupled.py). The rate
     was chosen on a hold-out of train (docs/results.md).
     """
-    c = small("configs/simclr.py:peer")
+    c = small("simclr:peer")
     c.optimizer.learning_rate = 9e-3
     return c
 

@@ -25,7 +25,7 @@ def imagenet() -> ConfigDict:
     But for the method it is SwAV's recipe, which begins after the epoch that fills the memory, as
     in the official code. Memory of the clustering, on every device: 1.3 GB of embeddings.
     """
-    c, _ = configs.load("configs/swav.py:imagenet")
+    c, _ = configs.load("swav:imagenet")
     c.epochs = 801.0
     c.method = method()
     c.optimizer.groups = ConfigDict()
@@ -41,7 +41,7 @@ def cifar10() -> ConfigDict:
     has no labels either (and 11 epochs of warm-up). BatchNorm sees both crops together, as in the
     official code, and the first convolution pads by 1 (solo-learn: one by one, and by 2).
     """
-    c, _ = configs.load("configs/swav.py:cifar10")
+    c, _ = configs.load("swav:cifar10")
     c.method = method(local_crops=0)
     c.optimizer.groups = ConfigDict()
     c.optimizer.freeze_epochs = 1.0
@@ -57,7 +57,7 @@ def digits() -> ConfigDict:
     Larger crops than SimCLR's, and no local ones, in which little is left of a digit: chosen on a
     hold-out of train (docs/results.md). The first epoch fills the memory.
     """
-    c, _ = configs.load("configs/simclr.py:digits")
+    c, _ = configs.load("simclr:digits")
     c.epochs = 41.0
     c.method = method(hidden=256, prototypes=(200, 200, 200), local_crops=0)
     c.views.both.area = (0.4, 1.0)

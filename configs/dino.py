@@ -126,7 +126,7 @@ def digits() -> ConfigDict:
     with a teacher fast enough for 620 steps the centre does not keep up; BatchNorm in the head,
     without which the embeddings keep to a few directions.
     """
-    c, _ = configs.load("configs/simclr.py:digits")
+    c, _ = configs.load("simclr:digits")
     c.method = method(out=1024, hidden=256, bottleneck=64, local_crops=0, momentum=0.8)
     c.method.centring = "sinkhorn"
     c.method.projector.norm = True
@@ -144,7 +144,7 @@ def peer() -> ConfigDict:
     Its hidden widths and momentum are not recorded: 512 and 64 are those of lightly's example.
     Momentum, Sinkhorn–Knopp and the head's BatchNorm are those of `digits`.
     """
-    c, _ = configs.load("configs/simclr.py:peer")
+    c, _ = configs.load("simclr:peer")
     c.method = method(out=1024, hidden=512, bottleneck=64, local_crops=0, momentum=0.8)
     c.method.centring = "sinkhorn"
     c.method.projector.norm = True

@@ -99,7 +99,7 @@ def digits() -> ConfigDict:
     enlarged to 36 pixels, for probing as well, and there normalised by the mean and deviation of
     MNIST, as the tiles are by their own. Tiles of the black border are all alike.
     """
-    c, _ = configs.load("configs/simclr.py:digits")
+    c, _ = configs.load("simclr:digits")
     c.epochs = 15.0
     c.batch = 128
     c.method = method(permutations=100, tile=10, jitter=2, projector=(128,), hidden=(256,))

@@ -92,7 +92,7 @@ def digits() -> ConfigDict:
     positions would drown the content of the tokens. Probing reads the mean of the patches: in so
     short a run nothing makes the class token gather them.
     """
-    c, _ = configs.load("configs/simclr.py:digits")
+    c, _ = configs.load("simclr:digits")
     c.epochs = 40.0
     c.batch = 128
     c.model = vit("vit", size=28, patch=4, width=96, depth=4, heads=4, pool="mean")

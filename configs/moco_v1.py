@@ -95,7 +95,7 @@ def digits() -> ConfigDict:
     Larger crops than SimCLR's, twice its epochs: chosen on a hold-out of train (docs/results.md).
     The queue is short, as the run is: its keys are at most 8 steps old.
     """
-    c, _ = configs.load("configs/simclr.py:digits")
+    c, _ = configs.load("simclr:digits")
     c.epochs = 40.0
     c.views.both.area = (0.4, 1.0)
     c.method = method(temperature=0.07, projector=linear(128), queue=1024, momentum=0.99)

@@ -30,7 +30,7 @@ def imagenet() -> ConfigDict:
     As in the code, the hidden layer is as wide as the features (2,048), and the learning rate is
     0.03 for batch 256, a cosine held within each epoch.
     """
-    c, _ = configs.load("configs/moco_v1.py:imagenet")
+    c, _ = configs.load("moco_v1:imagenet")
     c.method.name = "moco_v2"
     c.method.temperature = 0.2
     c.method.projector = mlp(2048, 128)
@@ -76,7 +76,7 @@ def digits() -> ConfigDict:
 
     MoCo v1's crops and more epochs, chosen on a hold-out of train (docs/results.md).
     """
-    c, _ = configs.load("configs/moco_v1.py:digits")
+    c, _ = configs.load("moco_v1:digits")
     c.epochs = 60.0
     c.method.name = "moco_v2"
     c.method.temperature = 0.2
@@ -91,7 +91,7 @@ def peer() -> ConfigDict:
     effect. A BatchNorm without parameters at the end of the projector, momentum 0.96 (there none,
     and 0.99) and the rate were chosen on a hold-out of train (docs/results.md).
     """
-    c, _ = configs.load("configs/simclr.py:peer")
+    c, _ = configs.load("simclr:peer")
     c.method = digits().method
     c.method.group, c.method.shuffle = 0, 1
     c.method.projector.norms = ("none", "plain")

@@ -140,7 +140,7 @@ def digits() -> ConfigDict:
 
     Larger crops than SimCLR's, twice its epochs: chosen on a hold-out of train (docs/results.md).
     """
-    c, _ = configs.load("configs/simclr.py:digits")
+    c, _ = configs.load("simclr:digits")
     c.epochs = 40.0
     c.views.both.area = (0.4, 1.0)
     c.method = method(

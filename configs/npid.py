@@ -88,7 +88,7 @@ def digits() -> ConfigDict:
     Chosen on a hold-out of train (docs/results.md): larger crops than SimCLR's, three times its
     epochs (of one view).
     """
-    c, _ = configs.load("configs/simclr.py:digits")
+    c, _ = configs.load("simclr:digits")
     c.epochs = 60.0
     c.views.both.area = (0.4, 1.0)
     c.method = method(form="softmax", temperature=0.07)

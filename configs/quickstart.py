@@ -12,6 +12,6 @@ from ssl_jax.runs import config as configs
 
 def get_config() -> ConfigDict:
     """`configs/simclr.py:digits`, 18 epochs."""
-    c, _ = configs.load("configs/simclr.py:digits")
+    c, _ = configs.load("simclr:digits")
     c.epochs = 18.0
     return c

@@ -94,7 +94,7 @@ def digits() -> ConfigDict:
     The teacher's views are crops alone, and large ones: chosen on a hold-out of train
     (docs/results.md), as the queue, the student's crops and the epochs.
     """
-    c, _ = configs.load("configs/simclr.py:digits")
+    c, _ = configs.load("simclr:digits")
     c.epochs = 40.0
     c.method = method(hidden=256, out=128, queue=2048, momentum=0.99)
     c.method.group = 8

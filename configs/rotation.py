@@ -94,7 +94,7 @@ def digits() -> ConfigDict:
     Little shear, since a slanted digit says less about its rotation. 0, 1 and 8 hardly tell half a
     turn, a 6 is a 9: not all of the task can be solved.
     """
-    c, _ = configs.load("configs/simclr.py:digits")
+    c, _ = configs.load("simclr:digits")
     c.epochs = 10.0
     c.batch = 64
     c.method = method(padding=0)

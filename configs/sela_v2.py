@@ -28,7 +28,7 @@ def imagenet() -> ConfigDict:
     SwAV's, as the paper says (appendix D), the rest of the prototypes included. How sharp the
     transport is and when it ends is not said there: SeLa's λ and tolerance, at most 100 passes.
     """
-    c, _ = configs.load("configs/swav.py:imagenet")
+    c, _ = configs.load("swav:imagenet")
     c.epochs = 401.0
     c.method = method()
     big = policies.make("swav_global", 160, area=(0.08, 1.0))
@@ -43,7 +43,7 @@ def cifar10() -> ConfigDict:
 
     Nobody has published one for SeLa-v2. The sets of prototypes are DeepCluster-v2's.
     """
-    c, _ = configs.load("configs/swav.py:cifar10")
+    c, _ = configs.load("swav:cifar10")
     c.epochs = 1_001.0
     c.method = method(local_crops=0)
     rest(c, 2.0)
@@ -57,7 +57,7 @@ def digits() -> ConfigDict:
     Larger crops than SimCLR's, and no local ones, in which little is left of a digit: chosen on a
     hold-out of train (docs/results.md). The first epoch fills the memory.
     """
-    c, _ = configs.load("configs/simclr.py:digits")
+    c, _ = configs.load("simclr:digits")
     c.epochs = 41.0
     c.method = method(hidden=256, prototypes=(200, 200, 200), local_crops=0)
     c.views.both.area = (0.4, 1.0)

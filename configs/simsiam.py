@@ -94,7 +94,7 @@ def digits() -> ConfigDict:
 
     Chosen on a hold-out of train (docs/results.md): larger crops than SimCLR's, twice its epochs.
     """
-    c, _ = configs.load("configs/simclr.py:digits")
+    c, _ = configs.load("simclr:digits")
     c.epochs = 40.0
     c.method = method(layers=3, hidden=512, width=512, bottleneck=128)
     c.views.both.area = (0.4, 1.0)
@@ -106,7 +106,7 @@ def digits() -> ConfigDict:
 
 def peer() -> ConfigDict:
     """The run of lightly 1.6.0 on the same digits: its heads, one schedule for all parameters."""
-    c, _ = configs.load("configs/simclr.py:peer")
+    c, _ = configs.load("simclr:peer")
     c.method = method(layers=3, hidden=512, width=512, bottleneck=128)
     c.method.projector.biases = (False, False, False)
     return c

@@ -126,7 +126,7 @@ def digits() -> ConfigDict:
     Chosen on a hold-out of train (docs/results.md): larger crops than SimCLR's, fewer prototypes
     than the batch has images, and no local crops, in which little is left of a digit.
     """
-    c, _ = configs.load("configs/simclr.py:digits")
+    c, _ = configs.load("simclr:digits")
     c.epochs = 40.0
     c.method = method(hidden=256, prototypes=60, local_crops=0)
     c.views.both.area = (0.4, 1.0)
@@ -142,7 +142,7 @@ def peer() -> ConfigDict:
     rate and the BatchNorm without parameters at the end of the projector were chosen on a hold-out
     of train (docs/results.md).
     """
-    c, _ = configs.load("configs/simclr.py:peer")
+    c, _ = configs.load("simclr:peer")
     c.method = method(hidden=256, prototypes=200, local_crops=0)
     c.method.projector.norms = ("affine", "plain")
     c.optimizer.learning_rate = 6e-3

@@ -99,12 +99,12 @@ def cifar10() -> ConfigDict:
 
 def digits() -> ConfigDict:
     """SimCLR's data, encoder, optimizer and views on digits, with this loss and head."""
-    return small("configs/simclr.py:digits")
+    return small("simclr:digits")
 
 
 def peer() -> ConfigDict:
     """The setting in which other libraries were measured: 300 steps on digits."""
-    return small("configs/simclr.py:peer")
+    return small("simclr:peer")
 
 
 def small(like: str) -> ConfigDict:

@@ -1,13 +1,13 @@
 """Flags → config → job. Nothing else.
 
-python -m ssl_jax.main --config configs/simclr.py:imagenet --workdir W --config.batch=1024
+python -m ssl_jax.main --config simclr:imagenet --workdir W --config.batch=1024
 """
 
 import importlib
 import logging
 import os
-import pathlib
 import sys
+import textwrap
 
 from ssl_jax.processes import malloc
 
@@ -31,28 +31,35 @@ JOBS = {
     "report": "write one HTML page about a run, or about several side by side",
 }
 
-EXAMPLES = """\
-examples:
-  python -m ssl_jax.main --config configs/quickstart.py
-  python -m ssl_jax.main --config configs/simclr.py:imagenet --config.data.source=folder:/pictures
-  python -m ssl_jax.main --config configs/linear.py --config.checkpoint=runs/quickstart"""
-
 FLAGS = """\
-usage: python -m ssl_jax.main --config FILE[:PRESET] [--workdir FOLDER] [--config.FIELD=VALUE …]
+usage: {program} --config CONFIG[:PRESET] [--workdir FOLDER] [--config.FIELD=VALUE …]
 
-  --config FILE[:PRESET]   what to run, see below; --config.FIELD=VALUE changes a field of it
-  --workdir FOLDER         where the run lives (default runs/<config>_<preset>); started again,
-                           the run there continues
+  --config CONFIG[:PRESET] what to run, see below; without a preset, the first of its presets
+  --config.FIELD=VALUE     changes a field of it: --config.batch=64 --config.optimizer.name=adamw
+  --workdir FOLDER         where the run lives (default runs/CONFIG_PRESET, in the folder that you
+                           are in); the same command again continues the run there
   --coordinator HOST:PORT  several processes: the address of process 0 (with the next two)
   --processes P            how many processes there are
   --process I              which of them this is, 0 … P−1
 
+CONFIG is one of the names at the end, simclr say, or a file of your own by its path, which ends in
+.py: my/own.py, own.py. A name alone always is that of ssl_jax, whatever lies in the folder that you
+are in. configs/NAME.py is your own file of that path if there is one, else that of ssl_jax.
+
 Under SLURM (srun), Open MPI (mpirun), Kubernetes and on a TPU pod the processes find each other
-without the last three. launch/ starts and restarts them: local.sh, slurm.sbatch, kubernetes.yaml,
-tpu_pod.sh.
+without the last three flags; launch/ in the repository has scripts that start and restart them.
 
 exit codes: 0 done; 2 a mistake that the message names; 75 the other processes did not come;
 143 asked to stop (SIGTERM, Ctrl-C) and saved: the same command continues"""
+
+INDENTED = {"initial_indent": "  ", "subsequent_indent": "  "}
+NESTED = {"initial_indent": " " * 19, "subsequent_indent": " " * 28}
+
+EXAMPLES = """\
+examples:
+  {program} --config quickstart
+  {program} --config linear --config.checkpoint=runs/quickstart
+  {program} --config simclr:imagenet --config.data.source=folder:/pictures"""
 
 
 def main(argv: list[str]) -> int:
@@ -145,16 +152,20 @@ def take_config(argv: list[str]) -> tuple[str, list[str]]:
     for word in words:
         if word in ("--config", "-config"):
             value = next(words, None)
-            if value is None or value.startswith("-"):
-                raise UserError("--config needs a file: --config configs/quickstart.py")
+            if not value or value.startswith("-"):
+                raise UserError("--config needs a name or a file: --config quickstart")
             found.append(value)
         elif word.startswith(("--config=", "-config=")):
             found.append(word.partition("=")[2])
         else:
             rest.append(word)
     if not found:
-        guess = next((w for w in rest if w.endswith(".py") or ".py:" in w), None)
-        hint = f"write --config {guess}" if guess else "start with --config configs/quickstart.py"
+        from ssl_jax.runs import config as configs
+
+        known = configs.names()
+        guess = (w for w in rest if w.partition(":")[0].endswith(".py") or w.split(":")[0] in known)
+        guess = next(guess, None)
+        hint = f"write --config {guess}" if guess else "start with --config quickstart"
         raise UserError(f"which config? {hint} (--help lists them)")
     if len(found) > 1:
         raise UserError(f"--config is given {len(found)} times; give it once")
@@ -164,19 +175,23 @@ def take_config(argv: list[str]) -> tuple[str, list[str]]:
 def help_text() -> str:
     """Flags, jobs, methods, configs with their presets, examples."""
     from ssl_jax.methods import METHODS
+    from ssl_jax.runs import commands
     from ssl_jax.runs import config as configs
 
-    lines = [FLAGS, "", "jobs:"]
+    program = commands.program()
+    lines = [FLAGS.format(program=program), "", EXAMPLES.format(program=program), "", "jobs:"]
     lines += [f"  {name:<11}{text}" for name, text in JOBS.items()]
-    lines += ["", "methods:", "  " + " ".join(sorted(METHODS)), "", "configs:"]
-    for file in sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py")):
-        module = configs.load_module(f"configs/{file.name}")
+    lines += ["", "methods:", textwrap.fill(" ".join(sorted(METHODS)), 98, **INDENTED)]
+    lines += ["", f"configs, in {configs.folder()}:"]
+    for name in configs.names():
+        module = configs.load_module(name)
+        if not hasattr(module, "get_config"):  # what several share
+            continue
         title = (module.__doc__ or "").strip().splitlines()[0]
-        presets = ", ".join(getattr(module, "PRESETS", {})) or "–"
-        lines.append(f"  configs/{file.name:<16}{title}")
-        if presets != "–":
-            lines.append(f"  {'':<24}presets: {presets}")
-    return "\n".join([*lines, "", EXAMPLES])
+        lines.append(f"  {name:<17}{title}")
+        if presets := ", ".join(getattr(module, "PRESETS", {})):
+            lines.append(textwrap.fill(f"presets: {presets}", 98, **NESTED))
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ ROOMS = (
     "report",
     "jobs",
     "main",
+    "__main__",
 )
 PACKAGE = pathlib.Path(ssl_jax.__file__).parent
 

@@ -15,7 +15,10 @@ DIGITS = ("--config", "configs/simclr.py:digits", "--config.cpu_devices=4")
     [
         (("--config.batch=4",), "which config?"),
         (("configs/quickstart.py",), "write --config configs/quickstart.py"),
-        (("--config",), "--config needs a file"),
+        (("simclr:digits",), "write --config simclr:digits"),
+        (("--workdir", "digits"), "start with --config quickstart"),
+        (("--config",), "--config needs a name or a file"),
+        (("--config", "quickstrt"), "no config quickstrt. Did you mean quickstart"),
         (("--config", "configs/quickstrt.py"), "Did you mean configs/quickstart.py"),
         (("--config", "configs/simclr.py:digit"), "Did you mean digits"),
         ((*DIGITS, "--config.bacth=4"), 'has no field bacth. Did you mean "batch"'),
@@ -52,5 +55,12 @@ def test_help_lists_jobs_methods_configs_with_presets_and_examples(capsys):
     for name in (*main.JOBS, *METHODS, "imagenet, cifar10, digits"):
         assert name in text
     for file in pathlib.Path("configs").glob("*.py"):
-        assert f"configs/{file.name}" in text
-    assert text.count("python -m ssl_jax.main --config configs/") == 3
+        assert f"\n  {file.stem} " in text
+    assert text.count("python -m ssl_jax.main --config ") == 4
+    assert max(map(len, text.splitlines())) < 120, "wide terminals are not everyone's"
+
+
+def test_help_speaks_of_the_program_that_was_started(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["/not/on/the/path/ssl-jax"])
+    assert main.main([]) == 0
+    assert "\n  /not/on/the/path/ssl-jax --config quickstart\n" in capsys.readouterr().out

@@ -6,6 +6,7 @@ disk. page.js draws the curves and the plane from a JSON block; all the rest is 
 
 import importlib.resources
 import pathlib
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax
 from ssl_jax.report import charts, compare, sections, sheets
 from ssl_jax.report.contents import Pictures, Run
 from ssl_jax.report.markup import chart, embedded, mark, note, section, state, table, text
-from ssl_jax.runs import workdir
+from ssl_jax.runs import commands, workdir
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 ONLINE = (
@@ -34,7 +35,7 @@ def write(file: pathlib.Path, runs: Sequence[Run]) -> None:
     """
     html = render(runs) if jax.process_index() == 0 else None
     names = ",".join(run.folder for run in runs)
-    then = f"python -m ssl_jax.main --config configs/report.py --config.runs={names} writes it"
+    then = f"{commands.program()} --config report --config.runs={shlex.quote(names)} writes it"
     workdir.write_text(file, html, then)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from ssl_jax.evaluate.features.representation import MONITORS, Judged
 from ssl_jax.evaluate.health import collapse
 from ssl_jax.logs import console, metrics
 from ssl_jax.report import collect, page, pictures
+from ssl_jax.runs import commands
 from ssl_jax.train.experiment import Experiment
 from ssl_jax.train.state import TrainState
 
@@ -217,8 +219,8 @@ def text(result: Mapping[str, Any], folder: pathlib.Path) -> str:
         if (folder / "report" / file).exists():
             lines.append(f"{name:<12}{folder / 'report' / file}")
     lines.append(
-        "probe       python -m ssl_jax.main --config configs/linear.py "
-        f"--config.checkpoint={folder}"
+        f"probe       {commands.program()} --config linear "
+        f"--config.checkpoint={shlex.quote(str(folder))}"
     )
     return "\n".join(lines)
 

@@ -9,7 +9,7 @@ from ssl_jax.evaluate.health import collapse
 from ssl_jax.logs import console
 from ssl_jax.report.contents import Run
 from ssl_jax.report.markup import facts, note, section, state, text
-from ssl_jax.runs.commands import flat
+from ssl_jax.runs.commands import flat, program
 
 PROBES = (("knn_top1", "kNN"), ("linear_top1", "Linear probe"))
 BASELINES = (("pixels", "raw pixels"), ("untrained", "untrained encoder"))
@@ -166,14 +166,14 @@ def phases(records: Sequence[Mapping[str, Any]]) -> str:
 def commands(run: Run) -> str:
     """What to type to go on."""
     folder = shlex.quote(run.folder)
-    main = "python -m ssl_jax.main --config configs"
+    main = program()
     lines = []
     if run.command:
         lines.append(("This run" if run.result else "Continue", run.command))
     lines += [
-        ("Linear probe", f"{main}/linear.py --config.checkpoint={folder}"),
-        ("kNN", f"{main}/knn.py --config.checkpoint={folder}"),
-        ("This page", f"{main}/report.py --config.runs={folder}"),
+        ("Linear probe", f"{main} --config linear --config.checkpoint={folder}"),
+        ("kNN", f"{main} --config knn --config.checkpoint={folder}"),
+        ("This page", f"{main} --config report --config.runs={folder}"),
     ]
     rows = "".join(
         f'<div class="command"><span>{name}</span><code>{text(line)}</code>'

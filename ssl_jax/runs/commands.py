@@ -1,13 +1,32 @@
 """The command line that a run came from, found again from its config."""
 
+import pathlib
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssl_jax.errors import UserError
 from ssl_jax.runs import config as configs
+
+
+def program() -> str:
+    """How a command that the user is shown begins: as the one that this process was started with.
+
+    Returns:
+      'ssl-jax', with its folder where the shell would not find it; else 'python -m ssl_jax.main',
+      with the interpreter as it was typed.
+    """
+    script = pathlib.Path(sys.argv[0])
+    if script.name == "ssl-jax":
+        found = shutil.which(script.name)
+        known = found is not None and pathlib.Path(found).resolve() == script.resolve()
+        return script.name if known else shlex.quote(str(script))
+    typed = sys.orig_argv
+    direct = typed[1:2] == ["-m"] and typed[2:3] in (["ssl_jax.main"], ["ssl_jax"])
+    return f"{shlex.quote(typed[0]) if direct else 'python'} -m ssl_jax.main"
 
 
 def run_command(config: ConfigDict, folder: str) -> str | None:
@@ -37,23 +56,20 @@ def run_command(config: ConfigDict, folder: str) -> str | None:
         value = mine[field]
         text = value if isinstance(value, str) else repr(value)
         words.append(shlex.quote(f"--config.{field}={text}"))
-    return " ".join(
-        ["python -m ssl_jax.main", "--config", name, *words, "--workdir", shlex.quote(folder)]
-    )
+    return " ".join([program(), "--config", name, *words, "--workdir", shlex.quote(folder)])
 
 
 def nearest(config: ConfigDict) -> tuple[str, ConfigDict] | None:
     """The preset of `configs/<method>.py` that a run's config differs least from.
 
     Returns:
-      ('configs/<method>.py:<preset>', the preset); None where there is no such file.
+      ('<method>:<preset>', the preset); None where there is no such file.
     """
-    path = f"configs/{config.method.name}.py"
-    try:
-        presets = getattr(configs.load_module(path), "PRESETS", {})
-        known = {f"{path}:{name}": configs.load(f"{path}:{name}")[0] for name in presets}
-    except UserError:
+    method = config.method.name
+    if method not in configs.names():
         return None
+    presets = getattr(configs.load_module(method), "PRESETS", {})
+    known = {f"{method}:{name}": configs.load(f"{method}:{name}")[0] for name in presets}
     if not known:
         return None
     name = min(known, key=lambda name: len(configs.differences(known[name], config)))

@@ -1,12 +1,16 @@
 """Configs: the fields every config has, how a file is loaded, and what is checked before a run.
 
 A config file `configs/<name>.py` holds `PRESETS`, a dictionary from preset to a function without
-arguments that returns a ConfigDict, and `get_config(preset)`. The first preset is the default.
+arguments that returns a ConfigDict, and `get_config(preset)`. The first preset is the default. What
+several files share lies in one without `get_config`, and is reached by `load_module(name)`.
 """
 
+import difflib
 import importlib.util
+import inspect
 import json
 import pathlib
+import traceback
 from types import ModuleType
 
 from ml_collections import ConfigDict, config_dict
@@ -106,54 +110,107 @@ def defaults() -> ConfigDict:
     return c
 
 
-def load_module(path: str) -> ModuleType:
-    """Imports a config file by path, relative to the working folder or to the repository.
+def folder() -> pathlib.Path:
+    """Where the config files of ssl_jax lie: in the package, or beside it in a checkout."""
+    package = pathlib.Path(__file__).parents[1]
+    return next(f for f in (package / "configs", package.parent / "configs") if f.is_dir())
+
+
+def names() -> list[str]:
+    """The configs of ssl_jax: 'simclr' for configs/simclr.py."""
+    return sorted(f.stem for f in folder().glob("[!_]*.py"))
+
+
+def find(name: str) -> pathlib.Path:
+    """The file that a config's name or path means.
+
+    A name alone (`simclr`) is always a config of ssl_jax. A path (it ends in .py) is a file, seen
+    from the working folder; where there is none, `configs/simclr.py` is that of ssl_jax as well.
 
     Raises:
-      UserError: no such file, or no config in it.
+      UserError: there is none.
     """
-    repository = pathlib.Path(__file__).parents[2]
-    file = next((f for f in (pathlib.Path(path), repository / path) if f.is_file()), None)
-    if file is None:
-        there = {f"configs/{f.name}" for f in (repository / "configs").glob("*.py")}
-        raise UserError(f"--config: there is no file {path}.{near_misses(path, there)}")
+    path = pathlib.Path(name)
+    if path.suffix == ".py" and path.is_file():
+        return path
+    if not name.endswith(".py") and path.name == name and name in names():
+        return folder() / f"{name}.py"
+    if path.parent == pathlib.Path("configs") and path.suffix == ".py" and path.stem in names():
+        return folder() / path.name
+    if path.suffix == ".py" or path.name != name:
+        kind, known = "file", {f"configs/{n}.py" for n in names()}
+    else:
+        kind, known = "config", set(names())
+    # Own files: those beside the one that is not there.
+    own = {str(f) for f in path.parent.glob("*.py")} if path.parent.is_dir() else set()
+    known |= set(difflib.get_close_matches(name, own, cutoff=0.6))
+    raise UserError(f"--config: there is no {kind} {name}.{near_misses(name, known)}")
+
+
+def load_module(name: str) -> ModuleType:
+    """Imports a config file by its name or path, see `find`.
+
+    Raises:
+      UserError: no such file, or it cannot be imported.
+    """
+    file = find(name)
     spec = importlib.util.spec_from_file_location(f"ssl_jax_config_{file.stem}", file)
-    if spec is None:
-        raise UserError(f"--config: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except UserError:
         raise
     except Exception as error:
-        kind = type(error).__name__
-        raise UserError(f"--config: {path} cannot be imported: {kind}: {error}") from error
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config: {path} has no function get_config(preset)")
+        raise UserError(f"--config: {name} cannot be imported: {_short(error)}") from error
     return module
 
 
 def load(argument: str) -> tuple[ConfigDict, str]:
-    """Loads `path` or `path:preset`.
+    """Loads a config by its name or path: `simclr`, `simclr:digits`, `my/own.py:preset`.
 
     Returns:
       (config, name): name is '<file>' or '<file>_<preset>', the default workdir's name.
 
     Raises:
-      UserError: unknown file or preset.
+      UserError: unknown config, file or preset, or a file that makes no config.
     """
-    path, _, preset = argument.partition(":")
-    module = load_module(path)
+    name, colon, preset = argument.rpartition(":")
+    if not colon or preset.endswith(".py"):  # no preset, perhaps a colon in a folder's name
+        name, preset = argument, ""
+    module = load_module(name)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config: {name} has no function get_config(preset)")
     presets = getattr(module, "PRESETS", None)
     if preset and presets is not None and preset not in presets:
-        raise UserError(f"--config: {path} has no preset {preset!r}.{near_misses(preset, presets)}")
-    config = module.get_config(preset) if preset else module.get_config()
+        raise UserError(f"--config: {name} has no preset {preset!r}.{near_misses(preset, presets)}")
+    if preset and not inspect.signature(module.get_config).parameters:
+        raise UserError(f"--config: {name} has no presets; write --config {name}")
+    try:
+        config = module.get_config(preset) if preset else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--config: get_config of {name} fails: {_short(error)}") from error
+    if not isinstance(config, ConfigDict) or "job" not in config:
+        raise UserError(
+            f"--config: get_config of {name} returns no config; begin it with "
+            "ssl_jax.runs.config.defaults()"
+        )
     if config.job == "pretrain" and "remat" not in config.model:
         config.model.remat = False  # True: less memory, one more forward pass, the same numbers
     if not preset and presets is not None and len(presets) > 1:
         preset = next(iter(presets))
-    stem = pathlib.Path(path).stem
+    stem = pathlib.Path(name).stem
     return config, f"{stem}_{preset}" if preset else stem
+
+
+def _short(error: Exception) -> str:
+    """An error of a user's file in one line: its kind, its text, and where it was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{pathlib.Path(last.filename).name}, line {last.lineno}"
+    if isinstance(error, SyntaxError) and error.filename:  # of the file, and not of its import
+        where = f"{pathlib.Path(error.filename).name}, line {error.lineno}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())} ({where})"
 
 
 def to_json(config: ConfigDict) -> str:

@@ -90,7 +90,7 @@ def test_a_run_ends_with_its_page(runs, capsys):
     assert len(plane["labels"]) == 100 and plane["names"] == [str(i) for i in range(10)]
     # Confusions of kNN say the same as its accuracy.
     assert f"{100 * result['knn_top1']:.1f} % are right" in text
-    assert "--config configs/simclr.py:digits" in text
+    assert "--config simclr:digits" in text
     assert not (runs / "1" / "report").exists()
     assert tiny_run.run(runs / "1", "--config.steps=3", "--config.seed=1",
                         "--config.evaluate.train_examples=300",

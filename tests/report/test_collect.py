@@ -306,7 +306,7 @@ def test_a_field_that_came_after_the_run_is_as_the_preset_says():
     old = ConfigDict(whole)
     assert commands.later(old) == {"optimizer.weight_decay": gone, "monitor.linear": 0.1}
     command = commands.run_command(old, "W")
-    assert command == "python -m ssl_jax.main --config configs/simclr.py:digits --workdir W"
+    assert command == "python -m ssl_jax.main --config simclr:digits --workdir W"
     # Another model has fields of its own, and a method file of one's own no presets.
     old.model = ConfigDict({"name": "resnet18"})
     assert not any(field.startswith("model.") for field in commands.later(old))

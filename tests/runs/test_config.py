@@ -45,6 +45,14 @@ def test_the_first_preset_is_the_default():
     [
         ("configs/simclrr.py", "Did you mean configs/simclr.py"),
         ("configs/simclr.py:imagnet", "has no preset 'imagnet'. Did you mean imagenet"),
+        ("simclrr:digits", "there is no config simclrr. Did you mean simclr"),
+        ("simclr:imagnet", "simclr has no preset 'imagnet'. Did you mean imagenet"),
+        (
+            "configs/simclr:digits",
+            "there is no file configs/simclr. Did you mean configs/simclr.py",
+        ),
+        ("quickstart.py", "there is no file quickstart.py. Did you mean configs/quickstart.py"),
+        ("knn:digits", "knn has no presets; write --config knn"),
         ("nowhere/x.py", "there is no file nowhere/x.py"),
     ],
 )
@@ -54,14 +62,82 @@ def test_a_wrong_file_or_preset_is_named(argument, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_broken_config_file_is_one_line(tmp_path):
+@pytest.mark.parametrize("folder", [".", "elsewhere"])
+@pytest.mark.parametrize(
+    ("argument", "like", "name"),
+    [
+        ("simclr:digits", "configs/simclr.py:digits", "simclr_digits"),
+        ("simclr", "configs/simclr.py:imagenet", "simclr_imagenet"),
+        ("quickstart", "configs/quickstart.py", "quickstart"),
+        ("./configs/simclr.py:digits", "configs/simclr.py:digits", "simclr_digits"),
+    ],
+)
+def test_a_name_and_a_path_are_the_same_config_anywhere(
+    folder, argument, like, name, tmp_path, monkeypatch
+):
+    expected = configs.load(like)[0]
+    if folder != ".":
+        monkeypatch.chdir(tmp_path)
+    for each in (argument, like):
+        config, called = configs.load(each)
+        assert called == name and not configs.differences(config, expected)
+
+
+OWN = """
+from ssl_jax.runs import config as configs
+
+def digits():
+    c, _ = configs.load("simclr:digits")
+    c.seed = 7
+    return c
+
+PRESETS = {"digits": digits}
+
+def get_config(preset="digits"):
+    return PRESETS[preset]()
+"""
+
+
+def test_own_files_win_by_path_and_never_by_name(tmp_path, monkeypatch):
+    for file in ("my/own.py", "configs/simclr.py", "simclr.py", "own:2/own.py"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    for argument in ("my/own.py:digits", "own:2/own.py", "own:2/own.py:digits", "simclr.py"):
+        assert configs.load(argument)[0].seed == 7
+    assert configs.load("my/own.py:digits")[1] == "own_digits"
+    assert configs.load(f"{tmp_path}/my/own.py:digits")[0].seed == 7
+    assert configs.load("configs/simclr.py:digits")[0].seed == 7
+    assert configs.load("simclr:digits")[0].seed == 0
+    assert configs.load("byol:digits")[0].seed == 0, "configs of ssl_jax build on those of ssl_jax"
+    with pytest.raises(UserError, match="Did you mean my/own.py"):
+        configs.load("my/owm.py")
+    with pytest.raises(UserError, match="Did you mean own.py"):
+        (tmp_path / "own.py").write_text(OWN)
+        configs.load("own")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import nothing_of_that_name", "cannot be imported: ModuleNotFoundError.*line 1"),
+        ("x = 1\ny = (", r"cannot be imported: SyntaxError.*\(broken.py, line 2\)"),
+        ("x = 1", "has no function get_config"),
+        ("def get_config(): return 1 / 0", "get_config of .* fails: ZeroDivisionError.*line 1"),
+        ("def get_config(): pass", "returns no config"),
+    ],
+)
+def test_a_broken_config_file_is_one_line(text, message, tmp_path):
     broken = tmp_path / "broken.py"
-    broken.write_text("import nothing_of_that_name\n")
-    with pytest.raises(UserError, match="broken.py cannot be imported: ModuleNotFoundError"):
+    broken.write_text(text + "\n")
+    with pytest.raises(UserError, match=message) as error:
         configs.load(str(broken))
-    broken.write_text("x = 1\n")
-    with pytest.raises(UserError, match="has no function get_config"):
-        configs.load(str(broken))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_without_get_config_can_be_shared_by_others(tmp_path):
+    (tmp_path / "common.py").write_text("RATE = 0.5\n")
+    assert configs.load_module(str(tmp_path / "common.py")).RATE == 0.5
 
 
 def test_only_what_changes_the_numbers_differs():
