@@ -90,7 +90,7 @@ def make_step(
             )
             grads, metrics = jax.tree.map(lambda g: g / k, grads), jax.tree.map(jnp.mean, metrics)
 
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
 
         def write(metrics):
