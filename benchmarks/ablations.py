@@ -8,11 +8,10 @@ spread and the rank of the features (RankMe) and of the embeddings (participatio
 the alarm that the run itself raised, without labels.
 """
 
-import argparse
 import json
 import pathlib
-import subprocess
-import sys
+
+from benchmarks import harness, tables
 
 # DINO with its centre; `digits` has Sinkhorn–Knopp, BatchNorm in the head and a faster teacher.
 CENTRE = ("method.centring=mean", "method.projector.norm=False", "method.momentum=0.97")
@@ -41,50 +40,40 @@ ABLATIONS = {
         ("redundancy alone", ("method.invariance=0.0",)),
         ("invariance alone", ("method.redundancy=0.0",)),
     ],
-    "swav": [
-        ("the preset", ()),
-        ("no Sinkhorn", ("method.sinkhorn=False",)),
-    ],
+    "swav": [("the preset", ()), ("no Sinkhorn", ("method.sinkhorn=False",))],
 }
+
+
+COLUMNS = ("method", "what", "features: std", "rank", "embeddings: std", "rank", "kNN", "alarm")
 
 
 def main() -> None:
     """Runs what is missing and prints a line for each."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("--methods", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs") / "ablations")
-    arguments = parser.parse_args()
-    columns = ("method", "what", "features: std", "rank", "embeddings: std", "rank", "kNN", "alarm")
-    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-    for method in arguments.methods:
+    a = harness.parse(parser, steps=5)
+    more = harness.TINY_RUN[1:] if a.tiny else ()
+    print(tables.head(COLUMNS))
+    found = []
+    for method in a.methods:
         for what, switches in ABLATIONS[method]:
-            folder = arguments.runs / f"{method}_{what.replace(',', '').replace(' ', '_')}"
-            command = [
-                *(sys.executable, "-m", "ssl_jax.main", "--config", f"configs/{method}.py:digits"),
-                *(f"--config.steps={arguments.steps}", f"--config.seed={arguments.seed}"),
-                *("--config.report=False", f"--workdir={folder}"),
-                *(f"--config.{switch}" for switch in switches),
-            ]
-            done = subprocess.run(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            folder = a.runs / f"{method}_{what.replace(',', '').replace(' ', '_')}"
+            harness.train(
+                *("--config", f"configs/{method}.py:digits", "--config.report=False"),
+                *(f"--config.steps={a.steps}", f"--config.seed={a.seed}", f"--workdir={folder}"),
+                *(*more, *(f"--config.{switch}" for switch in switches)),
             )
-            if done.returncode:
-                sys.exit(f"{' '.join(command)}\n{done.stdout}")
             result = json.loads((folder / "result.json").read_text())
             c = result["collapse"]
-            cells = (
-                method,
-                what,
-                f"{c['feature_std_ratio']:.2f}",
-                f"{c['effective_rank']:.1f}",
-                f"{c['embedding_std']:.3f}",
-                f"{c['embedding_rank']:.1f}",
-                f"{100 * result['knn_top1']:.1f}",
-                (c["alarm"] or "–").split(":")[0],
-            )
-            print("| " + " | ".join(cells) + " |", flush=True)
+            cells = [method, what, f"{c['feature_std_ratio']:.2f}", f"{c['effective_rank']:.1f}"]
+            cells += [f"{c['embedding_std']:.3f}", f"{c['embedding_rank']:.1f}"]
+            cells += [f"{100 * result['knn_top1']:.1f}", (c["alarm"] or "–").split(":")[0]]
+            print(tables.row(cells), flush=True)
+            found.append({"method": method, "what": what, "result": result})
+            harness.write(a.out, found)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ restored by the library's own functions, each round under a new step. Prints the
 over the rounds, in seconds, and the share that the manifest has in the save.
 """
 
-import argparse
-import json
 import pathlib
 import statistics
 import tempfile
 import time
+
+from benchmarks import harness, tables
 
 PARTS = {
     "wait": "the training waits (`save` returns)",
@@ -66,24 +66,21 @@ def measure(folder: pathlib.Path, mib: int, rounds: int) -> list[dict[str, float
 
 def main() -> None:
     """Measures and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__, rounds=5)
     parser.add_argument("--mib", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=pathlib.Path, help="JSON of every measurement")
-    a = parser.parse_args()
+    a = harness.parse(parser, mib=8)
     with tempfile.TemporaryDirectory() as root:
         found = measure(pathlib.Path(root) / "checkpoints", a.mib, a.rounds)
     print(f"a state of {a.mib} MiB, median (range) of {a.rounds} rounds\n")
-    print("| | seconds | per GiB |\n|---|---|---|")
+    rows = []
     for part, name in PARTS.items():
         seconds = [f[part] for f in found]
-        median = statistics.median(seconds)
-        spread = f"({min(seconds):.2f} … {max(seconds):.2f})"
-        print(f"| {name} | {median:.2f} {spread} | {median * 1024 / a.mib:.2f} |")
+        per_gib = statistics.median(seconds) * 1024 / a.mib
+        rows.append((name, tables.middle(seconds, 2), f"{per_gib:.2f}"))
+    print(tables.table(("", "seconds", "per GiB"), rows))
     share = statistics.median(f["manifest"] / f["save"] for f in found)
     print(f"\nthe manifest's share in a save: {share:.0%}")
-    if a.out:
-        a.out.write_text(json.dumps({"mib": a.mib, "rounds": found}, indent=1) + "\n")
+    harness.write(a.out, {"mib": a.mib, "rounds": found})
 
 
 if __name__ == "__main__":

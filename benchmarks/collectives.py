@@ -14,11 +14,7 @@ of a reduce-scatter its argument. A ring sends (n − 1)/n of that from every de
 scatter and twice as much for an all-reduce.
 """
 
-import argparse
 import json
-import math
-import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 from kit.hlo.collectives import (
@@ -34,56 +30,8 @@ from kit.hlo.collectives import (
     size,
 )
 
-
-def prepare(
-    name: str, preset: str, devices: int, mode: str, fields: Mapping[str, Any] | None = None
-):
-    """The experiment of a preset on noise, as many images as ImageNet has, without data on disk.
-
-    Args:
-      name: of the method.
-      preset: of its config.
-      devices: CPU devices to make.
-      mode: of parallel.MODES.
-      fields: dotted names of what is otherwise in the config -> values.
-
-    Returns:
-      ssl_jax.experiment.Experiment; its batch is a multiple of what the devices can share.
-    """
-    from ssl_jax.contract.method import Run
-    from ssl_jax.methods import METHODS
-    from ssl_jax.processes import host
-    from ssl_jax.runs import config as configs
-    from ssl_jax.train import experiment
-
-    c, _ = configs.load(f"configs/{name}.py:{preset}")
-    c.data.source, c.data.classes, c.evaluate.split = "synthetic", 0, "holdout"
-    c.update_from_flattened_dict(fields or {})
-    c.data.examples = 1_281_167 if preset == "imagenet" else max(4_000, c.batch)
-    c.cpu_devices, c.parallel, c.compile_cache = devices, mode, ""
-    facts = Run(c.data.examples, c.batch, c.data.examples // c.batch, 100)
-    shared = devices * METHODS[name](c, facts).block * c.accumulate
-    c.batch = -(-c.batch // shared) * shared
-    return experiment.assemble(c, host.Cluster(1, 0, 1), None)
-
-
-def compile_text(e) -> str:
-    """The optimised HLO of an experiment's step."""
-    import jax
-
-    from ssl_jax.devices import layout
-    from ssl_jax.train import experiment
-
-    c, b = e.config, e.config.batch // e.config.accumulate
-    rows = {"image": ((b, *e.train.shape), "uint8"), "index": ((b,), "int32")}
-    rows["label"] = rows["index"]
-    batch = {
-        k: jax.ShapeDtypeStruct((c.accumulate, *shape), dtype) for k, (shape, dtype) in rows.items()
-    }
-    batch = layout.like_batch(batch, e.mesh, c.parallel)
-    # No time for code that never runs; what is sent is settled before it is made.
-    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    return e.step.lower(experiment.like(e), batch).compile(compiler_options=quick).as_text()
+from benchmarks import assembled, harness, tables
+from benchmarks.tables import short
 
 
 def summary(found: list[Collective]) -> dict[str, Any]:
@@ -106,39 +54,29 @@ def summary(found: list[Collective]) -> dict[str, Any]:
     }
 
 
-def short(count: float) -> str:
-    """Bytes in three digits: '94.1 MB' (10⁶ bytes)."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            digits = max(0, 2 - int(math.log10(count / scale)))
-            return f"{count / scale:.{digits}f} {unit}"
-    return f"{count:.0f} B"
-
-
 def table(results: list[dict]) -> str:
     """Markdown: a line for each method and mode."""
     found = [summary([Collective(*c) for c in r["collectives"]]) for r in results]
     kinds = [k for k in KINDS if any(k in f["kinds"] for f in found)]
     parts = [p for p in PARTS if any(p in f["parts"] for f in found)]
-    head = ["method", "mode", "batch", "parameters", *kinds, *parts, "largest, no gradient", "view"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    columns = ["method", "mode", "batch", "parameters", *kinds, *parts, "largest, no gradient"]
+    rows = []
     for r, f in zip(results, found, strict=True):
         cells = [r["method"], r["mode"], f"{r['batch']:,}", short(r["parameter_bytes"])]
         for kind in kinds:
             k = f["kinds"].get(kind)
             cells.append(f"{k['operations']} ({k['arrays']}): {short(k['bytes'])}" if k else "")
         cells += [short(f["parts"][p]) if p in f["parts"] else "" for p in parts]
-        cells += [f"{f['largest']:,}", f"{Images(*r['images']).numbers:,}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([*cells, f"{f['largest']:,}", f"{Images(*r['images']).numbers:,}"])
+    return tables.table([*columns, "view"], rows)
 
 
 def measure(name: str, preset: str, devices: int, mode: str) -> dict:
     """What one method sends, in this process."""
     import jax
 
-    e = prepare(name, preset, devices, mode)
-    found = read(compile_text(e), devices)
+    e = assembled.preset(name, preset, devices, mode)
+    found = read(assembled.compiled(e).as_text(), devices)
     params = jax.eval_shape(e.create, jax.random.key(0)).params
     return {
         "method": name,
@@ -146,7 +84,7 @@ def measure(name: str, preset: str, devices: int, mode: str) -> dict:
         "mode": mode,
         "devices": devices,
         "batch": e.config.batch,
-        "parameter_bytes": sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(params)),
+        "parameter_bytes": assembled.size(params),
         "images": images(e.config, devices, params),
         "collectives": found,
     }
@@ -167,14 +105,14 @@ def main() -> None:
     """Compiles the methods one after the other and prints the table."""
     from ssl_jax.methods import METHODS
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--preset", default="imagenet")
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--modes", nargs="+", default=["shard_map"])
     parser.add_argument("--details", action="store_true", help="every array on a line of its own")
-    parser.add_argument("--out", type=pathlib.Path, help="JSON, added to after every method")
-    a = parser.parse_args()
+    a = harness.parse(parser, methods=["simclr"], preset="digits")
+    # What --out has is not measured again.
     results = json.loads(a.out.read_text()) if a.out and a.out.exists() else []
     asked = [(name, a.preset, mode, a.devices) for name in a.methods for mode in a.modes]
     done = {(r["method"], r["preset"], r["mode"], r["devices"]): r for r in results}
@@ -182,8 +120,7 @@ def main() -> None:
         if key not in done:
             name, preset, mode, devices = key
             done[key] = measure(name, preset, devices, mode)
-            if a.out:
-                a.out.write_text(json.dumps(list(done.values())) + "\n")
+            harness.write(a.out, list(done.values()))
         if a.details:
             print(f"{key}\n{details(done[key])}")
     chosen = [done[key] for key in asked]

@@ -9,91 +9,51 @@ every run (`-- --config.evaluate.split=holdout`). With --at-once N, N runs share
 with its own: more runs an hour, fewer images a second in each.
 """
 
-import argparse
+import functools
 import json
 import pathlib
-import statistics
-import subprocess
-import sys
 
-from benchmarks import cores
+from benchmarks import harness, tables
 from ssl_jax.methods import METHODS
 from ssl_jax.runs import config as configs
 
-COLUMNS = ("kNN", "linear", "images/s", "memory (GiB)", "wall (s)")
+COLUMNS = ("method", "kNN", "linear", "images/s", "memory (GiB)", "wall (s)")
 
 
 def run(method: str, preset: str, seed: int, runs: pathlib.Path, more: list[str]) -> dict:
-    """The result.json of one run, started here unless it is finished.
-
-    Raises:
-      SystemExit: the run failed; its output is shown.
-    """
+    """The result.json of one run, started here unless it is finished."""
     folder = runs / f"{method}_{preset}_{seed}"
-    command = [
-        *(sys.executable, "-m", "ssl_jax.main"),
-        *("--config", f"configs/{method}.py:{preset}"),
-        *(f"--config.seed={seed}", f"--workdir={folder}", *more),
-    ]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stdout}")
+    config = ("--config", f"configs/{method}.py:{preset}", f"--config.seed={seed}")
+    harness.train(*config, f"--workdir={folder}", *more)
     return json.loads((folder / "result.json").read_text())
 
 
-def table(results: dict[str, list[dict]]) -> str:
-    """Markdown: a line for each method, mean ± sd over its seeds."""
-
-    def spread(values, scale=1.0, digits=1):
-        values = [scale * v for v in values]
-        mean = f"{statistics.mean(values):,.{digits}f}"
-        return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-    lines = ["| method | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for method, seeds in results.items():
-        cells = [
-            spread([r["knn_top1"] for r in seeds], 100),
-            spread([r["linear_top1"] for r in seeds], 100),
-            spread([r["images_per_second"] for r in seeds], digits=0),
-            spread([r["peak_memory_bytes"] for r in seeds], 2**-30),
-            spread([r["wall_seconds"] for r in seeds], digits=0),
-        ]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def line(method: str, seeds: list[dict]) -> list[str]:
+    """The cells of a method: mean ± sd over its seeds."""
+    scales = {"knn_top1": (1, 100), "linear_top1": (1, 100), "images_per_second": (0, 1)}
+    scales |= {"peak_memory_bytes": (1, 2**-30), "wall_seconds": (0, 1)}
+    of = scales.items()
+    return [method, *(tables.mean_sd([r[k] for r in seeds], d, scale) for k, (d, scale) in of)]
 
 
 def main() -> None:
-    """Runs what is missing and prints the table after every method."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    """Runs what is missing and prints a line after every method, then the table."""
+    parser = harness.parser(__doc__)
+    harness.run_flags(parser, METHODS, "benchmark", "runs")
     parser.add_argument("--preset", default="digits")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--at-once", type=int, default=1, help="runs that share the cores")
-    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs") / "benchmark")
-    arguments, more = parser.parse_known_args()
-    more = [word for word in more if word != "--"]
-    methods = [
-        name
-        for name in arguments.methods
-        if arguments.preset in configs.load_module(f"configs/{name}.py").PRESETS
-    ]
+    a, more = harness.parse_known(parser, seeds=[0])
+    more = [word for word in more if word != "--"] + (list(harness.TINY_RUN) if a.tiny else [])
+    jobs = {
+        method: [functools.partial(run, method, a.preset, seed, a.runs, more) for seed in a.seeds]
+        for method in a.methods
+        if a.preset in configs.load_module(f"configs/{method}.py").PRESETS
+    }
     results = {}
-    with cores.pool(arguments.at_once) as pool:
-        started = {
-            method: [
-                pool.submit(run, method, arguments.preset, seed, arguments.runs, more)
-                for seed in arguments.seeds
-            ]
-            for method in methods
-        }
-        try:
-            for method, seeds in started.items():
-                results[method] = [seed.result() for seed in seeds]
-                print(table({method: results[method]}).splitlines()[-1], flush=True)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    print("\n" + table(results))
+    for method, seeds in harness.at_once(a.at_once, jobs):
+        results[method] = seeds
+        print(tables.row(line(method, seeds)), flush=True)
+        harness.write(a.out, results)
+    print("\n" + tables.table(COLUMNS, [line(*item) for item in results.items()]))
 
 
 if __name__ == "__main__":

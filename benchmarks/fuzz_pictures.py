@@ -10,31 +10,37 @@ than there was (all three must be 0); the greatest resident memory; the slowest 
 if a must is broken. Linux; the output of the command above is in docs/reliability.md.
 """
 
-import argparse
 import sys
 
 from kit.pictures import reading
+from kit.pictures.bombs import BOMBS
+
+from benchmarks import harness
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Reads and prints; 1 where a must is broken."""
+    parser = harness.parser(__doc__)
     parser.add_argument("--damages", type=int, default=1000, help="pictures")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bound", type=int, default=reading.ADDRESS_SPACE, help="bytes to map")
+    bound = reading.ADDRESS_SPACE
+    parser.add_argument("--bound", type=int, default=bound, help="bytes a reader may map")
     parser.add_argument("--all", action="store_true", help="a line for every picture")
-    flags = parser.parse_args()
-    found = reading.run(flags.damages, flags.seed, bound=flags.bound)
+    a = harness.parse(parser, damages=60)
+    bombs = () if a.tiny else BOMBS
+    found = reading.run(a.damages, a.seed, bombs, a.bound)
     broken = [(p, o) for p, o in found if o.result in reading.RESULTS[2:]]
     costly = (
         sorted(found, key=lambda x: -x[1].peak)[:3] + sorted(found, key=lambda x: -x[1].seconds)[:3]
     )
     print(reading.table(found))
-    print("\ngreatest memory and slowest reads:" if not flags.all else "\nall:")
-    for picture, o in broken + (found if flags.all else costly):
+    print("\ngreatest memory and slowest reads:" if not a.all else "\nall:")
+    for picture, o in broken + (found if a.all else costly):
         print(
             f"  {picture.kind}, {picture.name}: {o.result}, {o.peak / 1e6:.0f} MB, "
             f"{o.seconds:.2f} s {o.reason}"
         )
+    harness.write(a.out, [[p.kind, p.name, *o] for p, o in found])
     return 1 if broken else 0
 
 

@@ -25,7 +25,6 @@ import argparse
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
@@ -34,7 +33,7 @@ import time
 from kit.profile.planning import plan
 from kit.profile.report import report as profile_report
 
-from benchmarks import step, step_profile
+from benchmarks import harness, step, step_cases, step_profile, tables
 
 PARTS = ("steps", "profile", "resident", "remat", "again", "largest")
 LEAST = 20  # seconds below which nothing more is started
@@ -70,26 +69,12 @@ def one(part: str, text: str, peer: str, a: argparse.Namespace, remaining: float
 
 def resident(tiny: bool, limit: float) -> dict:
     """benchmarks.resident, one round: {'table': Markdown}."""
-    command = [sys.executable, "-m", "benchmarks.resident", "--rounds", "1"]
-    if tiny:
-        command += ["--examples", "1000", "--batch", "32", "--steps", "20"]
-    else:
-        command += ["--config", "configs/simclr.py:cifar10", "--batch", "1024"]
-        command += ["--examples", "50000", "--dtype", "bfloat16"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with the process that measures
-            process.communicate()
-            return {"failed": f"not done after {limit:.0f} s"}
-    if process.returncode:
-        last = " ".join(err.strip().splitlines()[-6:])
-        return {"failed": f"ended with {process.returncode}: {last}"}
-    return {"table": out}
+    words = ["--rounds", "1", "--tiny"]
+    if not tiny:
+        words = ["--rounds", "1", "--config", "configs/simclr.py:cifar10", "--batch", "1024"]
+        words += ["--examples", "50000", "--dtype", "bfloat16"]
+    found = harness.attempt("benchmarks.resident", words, limit=limit)
+    return found if "failed" in found else {"table": found["output"]}
 
 
 def rounds(done: list[dict]) -> dict[str, dict[str, list[dict]]]:
@@ -106,36 +91,27 @@ def rounds(done: list[dict]) -> dict[str, dict[str, list[dict]]]:
 
 def remat_table(done: list[dict]) -> str:
     """Markdown: memory and time with and without rematerialisation."""
-    lines = [
-        "| case | remat | step (ms) | program (GiB) | peak of the allocator (GiB) |",
-        "|---" * 5 + "|",
-    ]
+    rows = []
     for d in done:
         if d["part"] != "remat" or "failed" in d["result"]:
             continue
         plain = rounds(done).get(d["case"], {}).get("ssl_jax", [])[:1]
         for name, r in [*(("no", r) for r in plain), ("yes", d["result"])]:
-            lines.append(
-                f"| {d['case']} | {name} | {1e3 * r['seconds']:,.1f} "
-                f"| {(r['program'] or 0) / 2**30:.2f} | {r['memory'] / 2**30:.2f} |"
-            )
-    return "\n".join(lines)
+            gib = (f"{(r[k] or 0) / 2**30:.2f}" for k in ("program", "memory"))
+            rows.append([d["case"], name, f"{1e3 * r['seconds']:,.1f}", *gib])
+    columns = ("case", "remat", "step (ms)", "program (GiB)", "peak of the allocator (GiB)")
+    return tables.table(columns, rows)
 
 
 def spent(done: list[dict]) -> str:
     """Markdown: seconds of every measurement, in starting, compiling and the rest."""
-    lines = [
-        "| part | case | | seconds | preparing, without imports | compiling |",
-        "|---" * 6 + "|",
-    ]
+    rows = []
     for d in done:
         r = d["result"]
         cells = [f"{r[k]:.0f}" if k in r else "" for k in ("started", "compiled")]
-        lines.append(
-            f"| {d['part']} | {d['case']} | {d['peer']} | {d['seconds']:.0f} | "
-            f"{' | '.join(cells)} |"
-        )
-    return "\n".join(lines)
+        rows.append([d["part"], d["case"], d["peer"], f"{d['seconds']:.0f}", *cells])
+    columns = ("part", "case", "", "seconds", "preparing, without imports", "compiling")
+    return tables.table(columns, rows)
 
 
 def report(found: dict) -> str:
@@ -175,11 +151,16 @@ def report(found: dict) -> str:
     return "\n".join([*text, "## What the time of this call went to", "", spent(done), ""])
 
 
+def save(folder: pathlib.Path, found: dict) -> None:
+    """Writes gpu.json and gpu.md anew."""
+    harness.write(folder / "gpu.json", found)
+    harness.replace(folder / "gpu.md", report(found))
+
+
 def main() -> None:
     """Goes through the plan while there is time."""
-    cases = step.ON["gpu"]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the report")
+    cases = step_cases.ON["gpu"]
+    parser = harness.parser(__doc__, out="folder of the report")
     parser.add_argument("--cases", nargs="+", choices=cases, default=list(cases))
     parser.add_argument("--peers", nargs="+", choices=step.PEERS, default=list(step.PEERS))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
@@ -191,8 +172,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="images of a step, instead of the case's")
     parser.add_argument("--gib", type=float, help="memory for the largest batch; default: all")
     parser.add_argument("--cache", type=pathlib.Path, help="of compiled programs")
-    parser.add_argument("--tiny", action="store_true", help="sizes that only try the harness")
-    a = parser.parse_args()
+    a = harness.parse(parser)
+    if a.out is None:
+        parser.error("--out FOLDER: where the report shall be")
     start = time.monotonic()
     if a.tiny and a.gib is None:
         a.gib = 1.0
@@ -202,7 +184,7 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = str(cache)  # ssl_jax.host.set_compile_cache
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor")
         os.environ["TRITON_CACHE_DIR"] = str(cache / "triton")
-        texts = step.describe(a.cases, a.batch, a.tiny)
+        texts = step_cases.describe(a.cases, a.batch, a.tiny)
         found = {
             "command": "python -m benchmarks.gpu " + " ".join(sys.argv[1:]),
             "card": card(),
@@ -229,14 +211,9 @@ def main() -> None:
                 else result.get("batch", "done")
             )
             print(f"{part}, {case}, {peer}: {said} ({took:.0f} s)", flush=True)
-            for name, content in (("gpu.json", json.dumps(found)), ("gpu.md", report(found))):
-                new = a.out / f".{name}.new"
-                new.write_text(content)
-                new.replace(a.out / name)
-        text = report(found)
-        (a.out / "gpu.json").write_text(json.dumps(found))
-        (a.out / "gpu.md").write_text(text)
-    print(f"\n{text}")
+            save(a.out, found)
+        save(a.out, found)
+    print(f"\n{report(found)}")
     if any("failed" in d["result"] for d in found["done"]) or found["left"]:
         sys.exit(1)
 

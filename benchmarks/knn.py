@@ -9,14 +9,11 @@ own, and the peers take turns, so that a drift of the machine falls on all of th
 the peak of the whole process, interpreter and libraries included, less the bytes of the bank.
 """
 
-import argparse
 import json
-import os
-import pathlib
 import statistics
-import subprocess
-import sys
 import time
+
+from benchmarks import harness, tables
 
 PEERS = ("ssl_jax", "faiss", "sklearn euclidean", "sklearn cosine")
 CLASSES = 1000
@@ -91,77 +88,60 @@ def measure(peer: str, bank: int, queries: int, width: int, k: int) -> dict:
     ready = time.perf_counter()
     predicted = predict(y)
     end = time.perf_counter()
-    with open("/proc/self/status") as status:
-        peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     return {
         "prepare_seconds": ready - begin,
         "seconds": end - ready,
-        "memory_beyond_bank": peak - x.nbytes,
+        "memory_beyond_bank": harness.proc("VmHWM") - x.nbytes,
         "predicted": predicted.tolist(),
     }
 
 
+def lines(found: dict[str, list[dict]], queries: int) -> list[list[str]]:
+    """A line for each peer; its ratio is that of the seconds to those of the first."""
+    base = next(iter(found.values()))
+    rows = []
+    for peer, runs in found.items():
+        seconds = [r["seconds"] for r in runs]
+        memory = max(r["memory_beyond_bank"] for r in runs) / 2**30
+        same = [p == q for p, q in zip(runs[0]["predicted"], base[0]["predicted"], strict=True)]
+        rows.append([peer, tables.middle(seconds, 2)])
+        rows[-1] += [f"{queries / statistics.median(seconds):,.0f}", f"{memory:.2f}"]
+        rows[-1] += [tables.ratio(seconds, [b["seconds"] for b in base])]
+        rows[-1] += [f"{100 * sum(same) / len(same):.1f} %"]
+    return rows
+
+
+COLUMNS = ("", "seconds", "queries/s", "memory beyond the bank (GiB)", "time / ours")
+COLUMNS += ("same predictions",)
+SIZES = ("bank", "queries", "width", "k")
+
+
 def main() -> None:
     """Runs the peers in turn, prints the table, writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__, rounds=5)
     parser.add_argument("--bank", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=512)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--k", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--measure", choices=PEERS, help="this peer, once, in this process")
-    a = parser.parse_args()
+    a = harness.parse(parser, bank=20_000, queries=64)
     if a.measure:
         print(json.dumps(measure(a.measure, a.bank, a.queries, a.width, a.k)))
         return
-    found = {peer: [] for peer in a.peers}
-    for _ in range(a.rounds):
-        for peer in a.peers:
-            command = [sys.executable, "-m", "benchmarks.knn", "--measure", peer]
-            for name in ("bank", "queries", "width", "k"):
-                command += [f"--{name}", str(getattr(a, name))]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found[peer].append(json.loads(done.stdout.splitlines()[-1]))
-    report = table(found, a.queries)
-    cores = len(os.sched_getaffinity(0))
-    print(f"{a.bank:,} × {a.width} float32, {a.queries} queries, k = {a.k}, {cores} cores,")
-    print(f"median (least … most) of {a.rounds} rounds\n\n{report}")
-    if a.out:
-        for runs in found.values():
-            for run in runs:
-                del run["predicted"]
-        asked = {name: getattr(a, name) for name in ("bank", "queries", "width", "k")}
-        a.out.write_text(json.dumps({**asked, "cores": cores, "runs": found}, indent=2) + "\n")
 
+    def launch(peer):
+        return harness.measured("benchmarks.knn", "--measure", peer, *harness.again(a, *SIZES))
 
-def table(found: dict[str, list[dict]], queries: int) -> str:
-    """Markdown: a line for each peer.
-
-    The ratio is that of the median seconds to those of the first peer; in brackets the range of the
-    ratios within a round.
-    """
-    median = statistics.median
-
-    base = next(iter(found.values()))
-    lines = [
-        "| | seconds | queries/s | memory beyond the bank (GiB) | time / ours | same predictions |",
-        "|---|---|---|---|---|---|",
-    ]
-    for peer, runs in found.items():
-        seconds = [r["seconds"] for r in runs]
-        ratios = [r["seconds"] / b["seconds"] for r, b in zip(runs, base, strict=True)]
-        ratio = median(seconds) / median(b["seconds"] for b in base)
-        memory = max(r["memory_beyond_bank"] for r in runs) / 2**30
-        same = [p == q for p, q in zip(runs[0]["predicted"], base[0]["predicted"], strict=True)]
-        lines.append(
-            f"| {peer} | {median(seconds):.2f} ({min(seconds):.2f} … {max(seconds):.2f}) "
-            f"| {queries / median(seconds):,.0f} | {memory:.2f} "
-            f"| × {ratio:.2f} ({min(ratios):.2f} … {max(ratios):.2f}) "
-            f"| {100 * sum(same) / len(same):.1f} % |"
-        )
-    return "\n".join(lines)
+    found = harness.in_turn(a.peers, a.rounds, launch)
+    print(f"{a.bank:,} × {a.width} float32, {a.queries} queries, k = {a.k}, ", end="")
+    print(f"{harness.cores()} cores,\nmedian (least … most) of {a.rounds} rounds\n")
+    print(tables.table(COLUMNS, lines(found, a.queries)))
+    asked = {name: getattr(a, name) for name in SIZES} | {"cores": harness.cores()}
+    for runs in found.values():
+        for run in runs:
+            del run["predicted"]
+    harness.write(a.out, {**asked, "runs": found})
 
 
 if __name__ == "__main__":

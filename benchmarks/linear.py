@@ -9,14 +9,11 @@ LogisticRegression at that C, to its optimum; and the grid of SGD behind a Batch
 (`configs/linear.py:sgd`), its rate and decay chosen on the same hold-out. Prints top-1 on test.
 """
 
-import argparse
+import functools
 import json
 import pathlib
-import statistics
-import subprocess
-import sys
 
-from benchmarks import cores
+from benchmarks import harness, tables
 from ssl_jax.methods import METHODS
 
 
@@ -59,63 +56,46 @@ def measure(run: pathlib.Path) -> dict[str, float]:
     }
 
 
-def process(run: pathlib.Path) -> dict[str, float]:
-    """`measure` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.linear", "--measure", str(run)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def spread(values: list[float], sign: str = "") -> str:
-    """'97.2 ± 0.4'."""
-    mean = f"{statistics.mean(values):{sign}.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
+COLUMNS = ("method", "L-BFGS", "− scikit-learn", "SGD grid − L-BFGS", "C", "rates")
 
 
 def main() -> None:
     """Measures every run, prints a line for every method and what holds over all runs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--at-once", type=int, default=1, help="processes that share the cores")
-    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs") / "benchmark")
+    parser = harness.parser(__doc__)
+    harness.run_flags(parser, METHODS, "benchmark", "processes")
     parser.add_argument("--measure", type=pathlib.Path, help="this run, in this process")
-    arguments = parser.parse_args()
-    if arguments.measure:
-        print(json.dumps(measure(arguments.measure)))
+    a = harness.parse(parser, seeds=[0])
+    if a.measure:
+        print(json.dumps(measure(a.measure)))
         return
-    columns = ("method", "L-BFGS", "− scikit-learn", "SGD grid − L-BFGS", "C", "rates")
-    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-    every = []
-    with cores.pool(arguments.at_once) as pool:
-        started = {
-            method: [
-                pool.submit(process, arguments.runs / f"{method}_digits_{seed}")
-                for seed in arguments.seeds
-            ]
-            for method in arguments.methods
-        }
-        for method, seeds in started.items():
-            found = [seed.result() for seed in seeds]
-            every += found
-            cells = (
-                spread([f["lbfgs"] for f in found]),
-                spread([f["lbfgs"] - f["sklearn"] for f in found], "+"),
-                spread([f["sgd"] - f["lbfgs"] for f in found], "+"),
-                ", ".join(f"{f['C']:g}" for f in found),
-                ", ".join(f"{f['learning_rate']:g}" for f in found),
-            )
-            print(f"| {method} | " + " | ".join(cells) + " |", flush=True)
-    for name, gaps in (
-        ("L-BFGS − scikit-learn", [f["lbfgs"] - f["sklearn"] for f in every]),
-        ("SGD grid − L-BFGS", [f["sgd"] - f["lbfgs"] for f in every]),
+    process = functools.partial(harness.measured, "benchmarks.linear", "--measure")
+    jobs = {
+        method: [functools.partial(process, str(a.runs / f"{method}_digits_{s}")) for s in a.seeds]
+        for method in a.methods
+    }
+    print(tables.head(COLUMNS))
+    every = {}
+
+    def gaps(found, one, other):
+        return [f[one] - f[other] for f in found]
+
+    for method, found in harness.at_once(a.at_once, jobs):
+        every[method] = found
+        cells = [method, tables.mean_sd([f["lbfgs"] for f in found], 2)]
+        cells += [tables.mean_sd(gaps(found, "lbfgs", "sklearn"), 2, sign="+")]
+        cells += [tables.mean_sd(gaps(found, "sgd", "lbfgs"), 2, sign="+")]
+        cells += [", ".join(f"{f[k]:g}" for f in found) for k in ("C", "learning_rate")]
+        print(tables.row(cells), flush=True)
+        harness.write(a.out, every)
+    runs = [f for found in every.values() for f in found]
+    for name, of in (
+        ("L-BFGS − scikit-learn", gaps(runs, "lbfgs", "sklearn")),
+        ("SGD grid − L-BFGS", gaps(runs, "sgd", "lbfgs")),
     ):
-        largest, half = max(map(abs, gaps)), sum(abs(g) <= 0.5 + 1e-9 for g in gaps)
+        largest, half = max(map(abs, of)), sum(abs(g) <= 0.5 + 1e-9 for g in of)
         print(
-            f"{name}: {spread(gaps, '+')} points, at most {largest:.2f}, "
-            f"within 0.5 in {half} of {len(gaps)}"
+            f"{name}: {tables.mean_sd(of, 2, sign='+')} points, at most {largest:.2f}, "
+            f"within 0.5 in {half} of {len(of)}"
         )
 
 

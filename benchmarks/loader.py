@@ -21,25 +21,18 @@ batches, which fill the buffers, are not timed.
 """
 
 import argparse
-import importlib.metadata
 import itertools
 import json
 import os
 import pathlib
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 
+from benchmarks import harness, tables
+
 PEERS = ("ssl_jax", "torch", "grain threads", "grain processes")
 STORED = 256
-# What host.keep_memory_pages sets, read by glibc itself: a process of torch's needs no JAX for it.
-MALLOC = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**63 - 1),
-    "MALLOC_ARENA_MAX": "1",
-}
 
 
 def make_folder(folder: pathlib.Path, pictures: int, classes: int = 16) -> None:
@@ -164,39 +157,25 @@ def measure(peer: str, folder: str, size: int, batch: int, images: int, workers:
 
 def launch(a: argparse.Namespace, folder: str, size: int, peer: str) -> dict:
     """`measure` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.loader", "--measure", peer]
-    command += ["--folder", folder, "--sizes", str(size)]
-    for name in ("batch", "images", "workers"):
-        command += [f"--{name}", str(getattr(a, name))]
+    words = ["--measure", peer, "--folder", folder, "--sizes", str(size)]
     # Grain's processes, ended in the middle of an epoch, warn of shared memory that is gone.
-    environment = {**os.environ, **MALLOC, "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
+    environment = {**harness.MALLOC, "PYTHONWARNINGS": "ignore"}
+    more = harness.again(a, "batch", "images", "workers")
+    return harness.measured("benchmarks.loader", *words, *more, environment=environment)
 
 
-def table(found: dict[int, dict[str, list[dict]]]) -> str:
-    """Markdown: a line for each peer at each size.
-
-    The ratio is that of our median to the peer's; in brackets the range of the ratios within a
-    round.
-    """
-    median = statistics.median
-    lines = ["| pixels | | images/s | ours / theirs |", "|---|---|---|---|"]
-    for size, peers in found.items():
-        rates = {peer: [r["images"] / r["seconds"] for r in runs] for peer, runs in peers.items()}
-        base = next(iter(rates.values()))
-        for peer, rate in rates.items():
-            ratios = [x / y for x, y in zip(base, rate, strict=True)]
-            lines.append(
-                f"| {size} | {peer} | {median(rate):,.0f} ({min(rate):,.0f} … {max(rate):,.0f}) "
-                f"| × {median(base) / median(rate):.2f} ({min(ratios):.2f} … {max(ratios):.2f}) |"
-            )
-    return "\n".join(lines)
+def lines(found: dict[tuple[int, str], list[dict]], first: str) -> list[list[str]]:
+    """A line for each peer at each size; ratios are ours, the first's, to theirs."""
+    rates = {case: [r["images"] / r["seconds"] for r in runs] for case, runs in found.items()}
+    return [
+        [size, peer, tables.middle(rate, 0), tables.ratio(rates[size, first], rate)]
+        for (size, peer), rate in rates.items()
+    ]
 
 
 def main() -> None:
     """Runs the peers in turn, prints the table, writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__, rounds=5)
     parser.add_argument("--folder", help="JPEGs in sub-folders; none: one is made")
     parser.add_argument("--pictures", type=int, default=1536, help="in the folder that is made")
     sizes = {"type": int, "nargs": "+", "default": [224, STORED]}
@@ -205,10 +184,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3072, help="timed in a measurement")
     parser.add_argument("--workers", type=int, default=2, help="processes of torch and of Grain")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=pathlib.Path, help="JSON of every measurement")
     parser.add_argument("--measure", choices=PEERS, help="this peer, once, in this process")
-    a = parser.parse_args()
+    a = harness.parse(parser, pictures=64, images=128, batch=32, sizes=[224])
     if a.measure:
         (size,) = a.sizes
         print(json.dumps(measure(a.measure, a.folder, size, a.batch, a.images, a.workers)))
@@ -217,27 +194,21 @@ def main() -> None:
         if a.folder is None:
             make_folder(pathlib.Path(made), a.pictures)
         folder, before = a.folder or made, os.getloadavg()[0]
-        found = {size: {peer: [] for peer in a.peers} for size in a.sizes}
-        for _ in range(a.rounds):
-            for size in a.sizes:
-                for peer in a.peers:
-                    found[size][peer].append(launch(a, folder, size, peer))
+        cases = [(size, peer) for size in a.sizes for peer in a.peers]
+        found = harness.in_turn(cases, a.rounds, lambda case: launch(a, folder, *case))
         paths, _ = listing(folder)
         mean = sum(map(os.path.getsize, paths)) / len(paths)
-    load = (before, os.getloadavg()[0])
-    cores = len(os.sched_getaffinity(0))
-    packages = ("simplejpeg", "opencv-python-headless", "numpy", "torch", "pillow", "grain")
-    known = {name: importlib.metadata.version(name) for name in packages}
-    command = " ".join(["python -m benchmarks.loader", *sys.argv[1:]])
-    print(f"{command}: {cores} cores, load {load[0]:.1f} before and {load[1]:.1f} after,")
-    print(", ".join(f"{k} {v}" for k, v in known.items()) + ";")
+    packages = ["simplejpeg", "opencv-python-headless", "numpy"]
+    packages += ["torch", "pillow"] if "torch" in a.peers else []
+    packages += ["grain"] if any(peer.startswith("grain") for peer in a.peers) else []
+    asked = harness.setting("benchmarks.loader", before, harness.versions(*packages))
     print(f"{len(paths):,} pictures of {mean / 1e3:.1f} kB, batches of {a.batch},")
-    print(f"median (least … most) of {a.rounds} rounds of {a.images:,} images\n\n{table(found)}")
-    if a.out:
-        asked = {name: getattr(a, name) for name in ("batch", "images", "workers")}
-        asked |= {"command": command, "cores": cores, "load": load, "versions": known}
-        asked |= {"pictures": len(paths), "bytes": mean}
-        a.out.write_text(json.dumps({**asked, "sizes": found}, indent=1) + "\n")
+    print(f"median (least … most) of {a.rounds} rounds of {a.images:,} images\n")
+    print(tables.table(("pixels", "", "images/s", "ours / theirs"), lines(found, a.peers[0])))
+    asked |= {name: getattr(a, name) for name in ("batch", "images", "workers")}
+    asked |= {"pictures": len(paths), "bytes": mean}
+    sizes = {size: {peer: found[size, peer] for peer in a.peers} for size in a.sizes}
+    harness.write(a.out, {**asked, "sizes": sizes})
 
 
 if __name__ == "__main__":

@@ -17,16 +17,14 @@ and moments show up in neither.
 --details names the copies.
 """
 
-import argparse
 import ast
-import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from kit.hlo.copies import copies
 
-from benchmarks import collectives
+from benchmarks import assembled, harness, tables
+from benchmarks.tables import short
 
 
 def measure(name: str, preset: str, devices: int, fields: Mapping[str, Any]) -> dict:
@@ -39,29 +37,12 @@ def measure(name: str, preset: str, devices: int, fields: Mapping[str, Any]) -> 
       fields: dotted names of what is otherwise in the config -> values.
     """
     import jax
-    import jax.numpy as jnp
 
-    from ssl_jax.devices import layout
     from ssl_jax.train import experiment
 
-    e = collectives.prepare(name, preset, devices, "shard_map", fields)
-    c, rows = e.config, e.config.batch // e.config.accumulate
-    batch = {
-        "image": jax.ShapeDtypeStruct((c.accumulate, rows, *e.train.shape), jnp.uint8),
-        "index": jax.ShapeDtypeStruct((c.accumulate, rows), jnp.int32),
-        "label": jax.ShapeDtypeStruct((c.accumulate, rows), jnp.int32),
-    }
-    state = experiment.like(e)
-    lowered = e.step.lower(state, layout.like_batch(batch, e.mesh, c.parallel))
-    # On CPU, no time for code that never runs: buffers are settled before it is made.
-    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    compiled = lowered.compile(quick if jax.default_backend() == "cpu" else None)
+    e = assembled.preset(name, preset, devices, "shard_map", fields)
+    state, compiled = experiment.like(e), assembled.compiled(e)
     m = compiled.memory_analysis()
-
-    def size(tree):
-        leaves = [x for x in jax.tree.leaves(tree) if x.dtype != state.key.dtype]
-        return sum(x.size * x.dtype.itemsize for x in leaves)
-
     bytes_of = {
         "arguments": m.argument_size_in_bytes,
         "outputs": m.output_size_in_bytes,
@@ -70,9 +51,9 @@ def measure(name: str, preset: str, devices: int, fields: Mapping[str, Any]) -> 
     }
     return {
         "method": name,
-        "batch": c.batch,
-        "parameters": size(state.params),
-        "state": size(state),
+        "batch": e.config.batch,
+        "parameters": assembled.size(state.params),
+        "state": assembled.size(state._replace(key=())),
         **bytes_of,
         "sum": sum(bytes_of.values()) - 2 * bytes_of["alias"],
         **copies(compiled.as_text()),
@@ -83,18 +64,15 @@ def measure(name: str, preset: str, devices: int, fields: Mapping[str, Any]) -> 
 
 def table(results: list[dict]) -> str:
     """Markdown: a line for each method."""
-    short = collectives.short
     columns = ("parameters", "state", "arguments", "outputs", "temporaries", "sum")
-    head = ["method", "batch", *columns, "reused", "copied as it came", "copied in a branch"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for r in results:
         cells = [r["method"], f"{r['batch']:,}", *(short(r[k]) for k in columns)]
-        cells.append(f"{100 * r['alias'] / r['state']:.1f} %")
-        for kind in ("came", "branches"):
-            total = sum(size for _, size in r[kind])
-            cells.append(short(total) if total else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        totals = [sum(size for _, size in r[kind]) for kind in ("came", "branches")]
+        reused = f"{100 * r['alias'] / r['state']:.1f} %"
+        rows.append([*cells, reused, *(short(total) if total else "" for total in totals)])
+    reused = ("reused", "copied as it came", "copied in a branch")
+    return tables.table(("method", "batch", *columns, *reused), rows)
 
 
 def details(r: dict) -> str:
@@ -102,7 +80,7 @@ def details(r: dict) -> str:
     lines = [r["method"]]
     for kind in ("came", "branches"):
         for what, size in sorted(r[kind], key=lambda copy: -copy[1]):
-            lines.append(f"  {kind:<10}{collectives.short(size):<10}{what}")
+            lines.append(f"  {kind:<10}{short(size):<10}{what}")
     return "\n".join(lines)
 
 
@@ -110,14 +88,13 @@ def main() -> None:
     """Compiles the methods one after the other, prints the table, writes JSON."""
     from ssl_jax.methods import METHODS
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--preset", default="digits")
     parser.add_argument("--devices", type=int, default=1, help="on CPU")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="of the config")
     parser.add_argument("--details", action="store_true", help="every copy")
-    parser.add_argument("--out", type=pathlib.Path, help="JSON")
-    a = parser.parse_args()
+    a = harness.parse(parser, methods=["simclr"])
     fields = dict(word.split("=", 1) for word in a.set)
     fields = {name: ast.literal_eval(value) for name, value in fields.items()}
     results = []
@@ -125,8 +102,7 @@ def main() -> None:
         results.append(measure(name, a.preset, a.devices, fields))
         if a.details:
             print(details(results[-1]), flush=True)
-        if a.out:
-            a.out.write_text(json.dumps(results, indent=1) + "\n")
+        harness.write(a.out, results)
     print(
         f"{results[0]['device']}, JAX {results[0]['version']}, preset {a.preset}, ", *a.set, end=" "
     )

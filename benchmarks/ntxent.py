@@ -15,14 +15,13 @@ of what it was before the first call (on a GPU: of the device's allocator). What
 the machine has free is compiled and not run.
 """
 
-import argparse
 import contextlib
+import functools
 import json
-import pathlib
 import statistics
-import subprocess
 import sys
-import time
+
+from benchmarks import harness, tables
 
 PEERS = ("chunk", "at once", "plain", "optax")
 TEMPERATURE = 0.1
@@ -57,12 +56,6 @@ def function(peer: str, chunk: int):
     }[peer]
 
 
-def field(file: str, name: str) -> int:
-    """Bytes of a line of /proc ('VmHWM:  12 kB')."""
-    with open(file) as lines:
-        return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(name))
-
-
 def measure(peer: str, rows: int, width: int, chunk: int, calls: int) -> dict:
     """One peer, in this process.
 
@@ -88,85 +81,69 @@ def measure(peer: str, rows: int, width: int, chunk: int, calls: int) -> dict:
         "versions": {m.__name__: m.__version__ for m in (jax, optax)},
     }
     stats = device.memory_stats()
-    free = stats["bytes_limit"] if stats else field("/proc/meminfo", "MemAvailable")
+    free = stats["bytes_limit"] if stats else harness.proc("MemAvailable", "/proc/meminfo")
     if found["temporary"] > 0.9 * free:
         return found
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as marks:
-        marks.write("5")  # forgets the peak of compiling
-    before = stats["bytes_in_use"] if stats else field("/proc/self/status", "VmRSS")
-    seconds = []
-    for i in range(calls + 1):
-        if i == 1:
-            cpu = time.process_time()
-        start = time.perf_counter()
-        loss, gradient = jax.block_until_ready(f(*z))
-        seconds.append(time.perf_counter() - start)
-    cpu = (time.process_time() - cpu) / calls
+    with contextlib.suppress(OSError):
+        harness.forget_peak()  # of compiling
+    before = stats["bytes_in_use"] if stats else harness.proc("VmRSS")
+    f = functools.partial(f, *z)
+    seconds, cpu, (loss, gradient) = harness.clock(f, calls, wait=jax.block_until_ready, warm=1)
     after = device.memory_stats()
-    peak = after["peak_bytes_in_use"] if after else field("/proc/self/status", "VmHWM")
+    peak = after["peak_bytes_in_use"] if after else harness.proc("VmHWM")
     length = sum(float((g**2).sum()) for g in gradient) ** 0.5
-    found |= {"seconds": statistics.median(seconds[1:]), "cpu": cpu, "peak": peak - before}
+    found |= {"seconds": seconds, "cpu": cpu, "peak": peak - before}
     return found | {"loss": float(loss), "gradient": length}
 
 
-def table(found: dict[str, list[dict]]) -> str:
-    """Markdown: a line for each; ratios are to 'plain'.
+COLUMNS = ("", "ms", "time / plain", "CPU (ms)", "temporary (MB)", "/ plain")
+COLUMNS += ("peak of the process (MB)", "/ plain")
+SIZES = ("rows", "width", "chunk", "calls")
 
-    That of time is of medians; in brackets the range of the ratios within a round.
-    """
-    median, base = statistics.median, found.get("plain")
-    lines = [
-        "| | ms | time / plain | CPU (ms) | temporary (MB) | / plain | peak of the process (MB) "
-        "| / plain |",
-        "|---" * 8 + "|",
-    ]
+
+def lines(found: dict[str, list[dict]]) -> list[list[str]]:
+    """A line for each; ratios are to 'plain'."""
+    median, base, rows = statistics.median, found.get("plain"), []
     for peer, runs in found.items():
-        seconds = [r["seconds"] for r in runs]
-        temporary = runs[0]["temporary"]
+        seconds, temporary = [r["seconds"] for r in runs], runs[0]["temporary"]
         cells = [peer, "not run", "", "", f"{temporary / 1e6:,.1f}", "", "", ""]
         if base:
             cells[5] = f"× {temporary / base[0]['temporary']:.3f}"
         if None not in seconds:
-            ms = [1e3 * s for s in seconds]
-            cells[1] = f"{median(ms):,.1f} ({min(ms):,.1f} … {max(ms):,.1f})"
+            cells[1] = tables.middle(seconds, 1, 1e3)
             cells[3] = f"{1e3 * median(r['cpu'] for r in runs):,.1f}"
             peak = median(r["peak"] for r in runs)
             cells[6] = f"{peak / 1e6:,.1f}"
             if base:
-                ratios = [s / b["seconds"] for s, b in zip(seconds, base, strict=True)]
-                ratio = median(seconds) / median(b["seconds"] for b in base)
-                cells[2] = f"× {ratio:.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
+                cells[2] = tables.ratio(seconds, [b["seconds"] for b in base])
                 cells[7] = f"× {peak / median(b['peak'] for b in base):.3f}"
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return rows
 
 
 def main() -> None:
     """Runs the peers in turn, prints the table, writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__, rounds=5)
     parser.add_argument("--rows", type=int, default=8192, help="N, of both views")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--chunk", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=5, help="timed in a measurement")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--out", type=pathlib.Path, help="JSON of every measurement")
     parser.add_argument("--measure", choices=PEERS, help="this one, once, in this process")
-    a = parser.parse_args()
+    a = harness.parse(parser, rows=512, calls=2)
     if a.measure:
         print(json.dumps(measure(a.measure, a.rows, a.width, a.chunk, a.calls)))
         return
-    found = {peer: [] for peer in a.peers}
-    for _ in range(a.rounds):
-        for peer, runs in found.items():
-            if runs and runs[0]["seconds"] is None:
-                runs.append(runs[0])
-                continue
-            command = [sys.executable, "-m", "benchmarks.ntxent", "--measure", peer]
-            for name in ("rows", "width", "chunk", "calls"):
-                command += [f"--{name}", str(getattr(a, name))]
-            out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            runs.append(json.loads(out.splitlines()[-1]))
+    known = {}
+
+    def launch(peer):
+        """Once more; what is too large is not compiled again."""
+        if known.get(peer, {"seconds": 1})["seconds"] is not None:
+            words = ("--measure", peer, *harness.again(a, *SIZES))
+            known[peer] = harness.measured("benchmarks.ntxent", *words)
+        return known[peer]
+
+    found = harness.in_turn(a.peers, a.rounds, launch)
     ran = {peer: runs[0] for peer, runs in found.items() if runs[0]["seconds"]}
     for name in ("loss", "gradient"):
         values = {peer: r[name] for peer, r in ran.items()}
@@ -175,10 +152,8 @@ def main() -> None:
     one = next(iter(found.values()))[0]
     print(one["device"], *(f"{name} {version}" for name, version in one["versions"].items()))
     print(f"N = {a.rows:,}, d = {a.width}, chunks of {a.chunk} images; {a.rounds} rounds\n")
-    print(table(found))
-    if a.out:
-        asked = {k: getattr(a, k) for k in ("rows", "width", "chunk", "calls")}
-        a.out.write_text(json.dumps({**asked, "peers": found}, indent=1) + "\n")
+    print(tables.table(COLUMNS, lines(found)))
+    harness.write(a.out, {**{k: getattr(a, k) for k in SIZES}, "peers": found})
 
 
 if __name__ == "__main__":

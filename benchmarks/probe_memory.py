@@ -10,13 +10,13 @@ had before the features is taken off, programs compiled for the measured size ar
 """
 
 import argparse
+import concurrent.futures
 import functools
-import pathlib
-import socket
-import subprocess
-import sys
+import json
 
 import numpy as np
+
+from benchmarks import harness
 
 WIDTH, CLASSES, TEST = 512, 100, 2_000
 BLOCK = 1_000  # rows drawn from one seed, whichever process draws them
@@ -24,25 +24,37 @@ RECIPE = {"epochs": 1, "learning_rates": (0.1, 0.01), "batch_norm": True}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Starts the processes and prints a line for each."""
+    parser = harness.parser(__doc__)
     parser.add_argument("--solver", choices=("lbfgs", "sgd"), default="lbfgs")
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
     parser.add_argument("--examples", type=int, default=200_000)
     parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--process", type=int, default=-1, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.processes == 1 or args.process >= 0:
-        return work(args)
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    command = [sys.executable, "-m", "benchmarks.probe_memory", *sys.argv[1:], f"--port={port}"]
-    started = [subprocess.Popen([*command, f"--process={p}"]) for p in range(args.processes)]
-    sys.exit(max(process.wait() for process in started))
+    args = harness.parse(parser, examples=8_000)
+    if args.process >= 0:
+        print(json.dumps(work(args)))
+        return
+    args.port = harness.free_port()
+    words = harness.again(args, "solver", "processes", "examples", "port")
+
+    def one(process):
+        return harness.measured("benchmarks.probe_memory", *words, f"--process={process}")
+
+    with concurrent.futures.ThreadPoolExecutor(args.processes) as pool:
+        found = list(pool.map(one, range(args.processes)))
+    for process, f in enumerate(found):
+        taken = f["peak"] - f["before"]
+        print(
+            f"{args.solver}, process {process} of {args.processes}: keeps {f['keeps']:.0f} MiB of "
+            f"{f['all']:.0f}; peak {f['peak']:.0f} MiB, {f['before']:.0f} of them before: "
+            f"{taken / f['keeps']:.2f} times what it keeps, {taken / f['all']:.2f} times all"
+        )
+    harness.write(args.out, found)
 
 
-def work(args: argparse.Namespace) -> None:
-    """One process: measures and prints a line."""
+def work(args: argparse.Namespace) -> dict[str, float]:
+    """One process: MiB before the features, of its own, at the peak, and of all features."""
     from ssl_jax.processes import host
 
     host.keep_memory_pages()
@@ -58,12 +70,7 @@ def work(args: argparse.Namespace) -> None:
     measure(args.solver, 4_000)
     before, own, peak = measure(args.solver, args.examples)
     whole = 4 * WIDTH * args.examples / 2**20
-    print(
-        f"{args.solver}, process {jax.process_index()} of {args.processes}: keeps {own:.0f} MiB of "
-        f"{whole:.0f}; peak {peak:.0f} MiB, {before:.0f} of them before: "
-        f"{(peak - before) / own:.2f} times what it keeps, {(peak - before) / whole:.2f} times all",
-        flush=True,
-    )
+    return {"before": before, "keeps": own, "peak": peak, "all": whole}
 
 
 def measure(solver: str, n: int) -> tuple[float, float, float]:
@@ -74,14 +81,14 @@ def measure(solver: str, n: int) -> tuple[float, float, float]:
 
     y = np.random.default_rng(0).integers(0, CLASSES, n).astype(np.int32)
     test = (noise(np.arange(TEST)), y[:TEST], CLASSES)
-    before = memory("VmRSS")
+    before = harness.proc("VmRSS") / 2**20
     train = apart.extract(lambda rows: (noise(rows), y[rows]), np.arange(n), layout.mesh())
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    harness.forget_peak()
     if solver == "lbfgs":
         linear.probe_apart(train, *test, grid=(1.0,))
     else:
         linear_sgd.probe(lambda epoch: train, train, *test, RECIPE)
-    return before, train.own.nbytes / 2**20, memory("VmHWM")
+    return before, train.own.nbytes / 2**20, harness.proc("VmHWM") / 2**20
 
 
 def noise(rows: np.ndarray) -> np.ndarray:
@@ -93,12 +100,6 @@ def noise(rows: np.ndarray) -> np.ndarray:
             (min(BLOCK, len(rows) - start), WIDTH), np.float32
         )
     return x
-
-
-def memory(field: str) -> float:
-    """A field of /proc/self/status, MiB."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ ways take turns. With --examples the images are synthetic, as many.
 
 import argparse
 import collections
+import itertools
 import json
-import pathlib
-import statistics
-import subprocess
-import sys
 import time
+
+from benchmarks import assembled, harness, tables
 
 WAYS = {"a batch that is there": None, "streamed": (False, 1), "in device memory": (True, 1)}
 
@@ -38,9 +37,7 @@ def measure(a: argparse.Namespace, at_once: int | None, resident: bool | None) -
 
     host.keep_memory_pages()
     import jax
-    import numpy as np
 
-    from ssl_jax.devices import layout
     from ssl_jax.jobs import pretrain
     from ssl_jax.runs import config as configs
     from ssl_jax.train import experiment, loop
@@ -54,15 +51,10 @@ def measure(a: argparse.Namespace, at_once: int | None, resident: bool | None) -
     calls = a.steps // k
     c.steps = (calls + 2) * k
     c.data.resident, c.steps_at_once = bool(resident), k
-    e = experiment.assemble(c, host.Cluster(1, 0, 1), None)
+    e, state, fixed = assembled.fixed(c)
     step = experiment.compile_step(e)
-    state = e.create(jax.random.key(c.seed))
-    if at_once is None:
-        rows = e.train.read(np.arange(c.batch))
-        rows = {k: x.reshape(c.accumulate, -1, *x.shape[1:]) for k, x in rows.items()}
-        fixed = layout.put_batch(rows, e.mesh, c.parallel)
-        batches = (fixed for _ in range(calls + 2))
-    else:
+    batches = itertools.repeat(fixed, calls + 2)
+    if at_once is not None:
         _, batches = (pretrain.kept if resident else pretrain.streamed)(e, 0, "begin")
     in_flight = collections.deque()
     for call, batch in enumerate(batches):  # as loop.train
@@ -79,43 +71,35 @@ def measure(a: argparse.Namespace, at_once: int | None, resident: bool | None) -
     return {"rate": calls * k * c.batch / seconds, "device": device}
 
 
+FLAGS = ("config", "batch", "examples", "dtype", "steps", "at-once")
+
+
 def main() -> None:
     """Runs the ways in turn, prints the table, writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__, rounds=3)
     parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--batch", type=int, help="images of a step, instead of the config's")
     parser.add_argument("--examples", type=int, help="synthetic images, instead of the data")
     parser.add_argument("--dtype", help="of the network, instead of the config's")
     parser.add_argument("--steps", type=int, default=60, help="timed in a measurement")
     parser.add_argument("--at-once", type=int, default=10, help="steps of a call, in the last way")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=pathlib.Path, help="JSON of every measurement")
     parser.add_argument("--way", help=argparse.SUPPRESS)
-    a = parser.parse_args()
+    a = harness.parse(parser, examples=1_000, batch=32, steps=20)
     ways = {**WAYS, f"in device memory, {a.at_once} steps a call": (True, a.at_once)}
     if a.way:
         resident, at_once = ways[a.way] or (None, None)
         print(json.dumps(measure(a, at_once, resident)))
         return
-    found = {way: [] for way in ways}
-    for _ in range(a.rounds):
-        for way, runs in found.items():
-            command = [sys.executable, "-m", "benchmarks.resident", *sys.argv[1:], "--way", way]
-            out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            runs.append(json.loads(out.splitlines()[-1]))
+    words = harness.again(a, *FLAGS)
+    found = harness.in_turn(
+        ways, a.rounds, lambda way: harness.measured("benchmarks.resident", *words, "--way", way)
+    )
     base = [r["rate"] for r in found["a batch that is there"]]
     print(f"{found['streamed'][0]['device']}; {a.rounds} rounds of {a.steps} steps\n")
-    print("| | images/s | of the step alone |\n|---|---|---|")
-    for way, runs in found.items():
-        rates = [r["rate"] for r in runs]
-        ratios = [rate / b for rate, b in zip(rates, base, strict=True)]
-        ratio = statistics.median(rates) / statistics.median(base)
-        print(
-            f"| {way} | {statistics.median(rates):,.0f} ({min(rates):,.0f} … {max(rates):,.0f}) "
-            f"| × {ratio:.2f} ({min(ratios):.2f} … {max(ratios):.2f}) |"
-        )
-    if a.out:
-        a.out.write_text(json.dumps(found, indent=1) + "\n")
+    rates = {way: [r["rate"] for r in runs] for way, runs in found.items()}
+    rows = [(way, tables.middle(r, 0), tables.ratio(r, base)) for way, r in rates.items()]
+    print(tables.table(("", "images/s", "of the step alone"), rows))
+    harness.write(a.out, found)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,16 @@ it.
                              as if nothing overlapped
 """
 
-import argparse
 import json
 import math
 import pathlib
 from typing import NamedTuple
 
-from benchmarks.collectives import Collective, prepare, short, summary
+from kit.hlo.collectives import Collective
+
+from benchmarks import assembled, harness, tables
+from benchmarks.collectives import summary
+from benchmarks.tables import short
 
 DEVICES = (8, 64, 1024)
 EXAMPLES = 1_281_167  # of ImageNet-1k
@@ -149,55 +152,39 @@ def all_reduce(size: float, n: int, network: Network) -> float:
 def states(preset: str) -> dict[str, dict[str, int]]:
     """Exact bytes of every method's state at the preset's size, by part."""
     import jax
-    import numpy as np
 
     from ssl_jax.methods import METHODS
 
-    def size(tree):
-        found = 0
-        for x in jax.tree.leaves(tree):
-            if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
-                x = jax.eval_shape(jax.random.key_data, x)
-            found += int(np.prod(x.shape)) * x.dtype.itemsize
-        return found
-
     result = {}
     for name in METHODS:
-        e = prepare(name, preset, 1, "shard_map")
+        e = assembled.preset(name, preset, 1, "shard_map")
         state = jax.eval_shape(e.create, jax.random.key(0))
         result[name] = {
-            "parameters": sum(int(np.prod(p.shape)) for p in jax.tree.leaves(state.params)),
-            "params": size(state.params),
-            "opt_state": size(state.opt_state),
-            "state": size(state.state),
-            "total": size(state),
+            "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
+            "params": assembled.size(state.params),
+            "opt_state": assembled.size(state.opt_state),
+            "state": assembled.size(state.state),
+            "total": assembled.size(state),
         }
     return result
 
 
 def state_table(found: dict[str, dict[str, int]]) -> str:
     """Markdown: a line for each method."""
-    lines = [
-        "| method | parameters | gradients | optimizer | method's own state | checkpoint (bytes) "
-        f"| at {short(STORAGE)}/s |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = ("method", "parameters", "gradients", "optimizer", "method's own state")
+    rows = []
     for name, s in found.items():
-        lines.append(
-            f"| {name} | {s['parameters'] / 1e6:.1f} M | {short(s['params'])} "
-            f"| {short(s['opt_state'])} | {short(s['state'])} | {s['total']:,} "
-            f"| {s['total'] / STORAGE:.2f} s |"
-        )
-    return "\n".join(lines)
+        cells = [name, f"{s['parameters'] / 1e6:.1f} M"]
+        cells += [short(s[k]) for k in ("params", "opt_state", "state")]
+        rows.append([*cells, f"{s['total']:,}", f"{s['total'] / STORAGE:.2f} s"])
+    return tables.table([*columns, "checkpoint (bytes)", f"at {short(STORAGE)}/s"], rows)
 
 
 def time_table(found: dict[str, dict[str, int]], sent: dict[str, dict]) -> str:
     """Markdown: a line for each recipe, number of devices and network."""
-    lines = [
-        "| method | devices | batch (rows a device) | network | gradients | all else | latency "
-        f"| compute at the cited rate | share | share at {FASTER} times the rate |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ("method", "devices", "batch (rows a device)", "network", "gradients", "all else")
+    columns += ("latency", "compute at the cited rate", "share")
+    rows = []
     for recipe in RECIPES:
         for n, batch in zip(DEVICES, recipe.batches, strict=True):
             for network in NETWORKS:
@@ -208,13 +195,11 @@ def time_table(found: dict[str, dict[str, int]], sent: dict[str, dict]) -> str:
                 compute = batch / n / recipe.rate
                 total = gradients + other + latency
                 shares = [total / (total + compute / factor) for factor in (1, FASTER)]
-                lines.append(
-                    f"| {recipe.method} | {n:,} | {batch:,} ({batch // n}) | {network.name} "
-                    f"| {1e3 * gradients:.2f} ms | {1e3 * other:.2f} ms | {1e3 * latency:.2f} ms "
-                    f"| {1e3 * compute:.0f} ms "
-                    f"| {100 * shares[0]:.1f} % | {100 * shares[1]:.1f} % |"
-                )
-    return "\n".join(lines)
+                cells = [recipe.method, f"{n:,}", f"{batch:,} ({batch // n})", network.name]
+                cells += [f"{1e3 * seconds:.2f} ms" for seconds in (gradients, other, latency)]
+                cells += [f"{1e3 * compute:.0f} ms", *(f"{100 * s:.1f} %" for s in shares)]
+                rows.append(cells)
+    return tables.table([*columns, f"share at {FASTER} times the rate"], rows)
 
 
 def rest(sent: dict | None, batch: int) -> tuple[float, int]:
@@ -242,49 +227,41 @@ def limit_table(preset: str) -> str:
         for name in ("simclr", "moco_v2", "swav")
     )
     d, outputs, queue = simclr.projector.widths[-1], swav.prototypes, moco.queue
-    lines = [
-        "| devices | batch | SimCLR: logits, 4·2b·2B | SimCLR: candidates, 4·2B·d "
-        "| SwAV: scores of all rows, 4·2B·K | SwAV: their products, 4·B·d·K FLOP "
-        "| MoCo: steps that the queue spans |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = ("devices", "batch", "SimCLR: logits, 4·2b·2B", "SimCLR: candidates, 4·2B·d")
+    columns += ("SwAV: scores of all rows, 4·2B·K", "SwAV: their products, 4·B·d·K FLOP")
+    rows = []
     for n, batch in ((8, 4096), (64, 4096), (64, 32768), (1024, 32768), (1024, 131072)):
-        b = batch // n
-        lines.append(
-            f"| {n:,} | {batch:,} | {short(16 * b * batch)} | {short(8 * batch * d)} "
-            f"| {short(8 * batch * outputs)} | {4 * batch * d * outputs / 1e9:.0f} G "
-            f"| {queue / batch:g} |"
-        )
-    return "\n".join(lines)
+        arrays = (16 * (batch // n) * batch, 8 * batch * d, 8 * batch * outputs)
+        products = f"{4 * batch * d * outputs / 1e9:.0f} G"
+        rows.append([f"{n:,}", f"{batch:,}", *map(short, arrays), products, f"{queue / batch:g}"])
+    return tables.table([*columns, "MoCo: steps that the queue spans"], rows)
 
 
 def input_table(loader: float | None) -> str:
     """Markdown: images a second that a host must read and decode."""
-    lines = [
-        "| method | images/s a device (cited) | a host of 4 | a host of 8 "
-        f"| a host of 8, {FASTER} times the rate | uint8 to the devices there | cores for that |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = ("method", "images/s a device (cited)", "a host of 4", "a host of 8")
+    columns += (f"a host of 8, {FASTER} times the rate", "uint8 to the devices there")
+    rows = []
     for recipe in RECIPES:
         fast = 8 * recipe.rate * FASTER
         cores = f"{math.ceil(fast / loader)}" if loader else "loader not measured"
-        lines.append(
-            f"| {recipe.method} | {recipe.rate:.0f} | {4 * recipe.rate:,.0f} "
-            f"| {8 * recipe.rate:,.0f} | {fast:,.0f} | {short(fast * 256 * 256 * 3)}/s | {cores} |"
-        )
-    return "\n".join(lines)
+        rates = (recipe.rate, 4 * recipe.rate, 8 * recipe.rate, fast)
+        cells = [f"{rate:,.0f}" for rate in rates]
+        rows.append([recipe.method, *cells, f"{short(fast * 256 * 256 * 3)}/s", cores])
+    return tables.table([*columns, "cores for that"], rows)
 
 
 def main() -> None:
     """Prints the tables and where the figures come from."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("--preset", default="imagenet")
     parser.add_argument("--collectives", type=pathlib.Path, help="of benchmarks.collectives --out")
     parser.add_argument("--loader", type=float, help="images a second and core, as measured")
-    a = parser.parse_args()
+    a = harness.parse(parser, preset="digits")
     sent = json.loads(a.collectives.read_text()) if a.collectives else []
     sent = {r["method"]: r for r in sent if r["mode"] == "shard_map" and r["preset"] == a.preset}
     found = states(a.preset)
+    harness.write(a.out, found)
     print(f"The state, preset {a.preset}\n\n{state_table(found)}")
     print(f"\nThe collectives of a step\n\n{time_table(found, sent)}")
     print(f"\nWhat grows with the batch\n\n{limit_table(a.preset)}")

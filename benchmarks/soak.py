@@ -9,13 +9,14 @@ they have not been read for long, the compiler's above all. Exit code 1 where th
 more than 5 % off that after the first --every steps.
 """
 
-import argparse
 import json
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
+
+from benchmarks import harness
 
 FIELDS = (
     *("--config.batch=16", "--config.model.width=4", "--config.model.blocks=(1,)"),
@@ -78,16 +79,17 @@ def soak(folder: pathlib.Path, steps: int, every: int, more=()) -> list[tuple[in
 
 def main() -> int:
     """Runs and prints; 1 where memory has moved."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--every", type=int, default=1_000)
-    arguments = parser.parse_args()
+    a = harness.parse(parser, steps=60, every=20)
     print("    step       RssAnon         VmRSS   since the start")
     with tempfile.TemporaryDirectory() as root:
-        seen = soak(pathlib.Path(root) / "run", arguments.steps, arguments.every)
+        seen = soak(pathlib.Path(root) / "run", a.steps, a.every)
     growth = seen[-1][1] / seen[0][1] - 1
     print(f"from step {seen[0][0]:,} to {seen[-1][0]:,}: {growth:+.1%}")
-    return int(abs(growth) > ALLOWED)
+    harness.write(a.out, seen)
+    return int(abs(growth) > ALLOWED and not a.tiny)
 
 
 if __name__ == "__main__":

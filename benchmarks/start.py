@@ -13,18 +13,18 @@ loop begins, counted from the start of the process. Compiling and making the sta
 they do not add up.
 """
 
-import argparse
 import collections
 import functools
 import json
 import os
-import pathlib
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+
+from benchmarks import harness, tables
 
 VARIANTS = ("cache", "no cache")
 PHASES = ("python", "imports", "assemble", "compile", "state", "loop", "first step")
@@ -53,11 +53,7 @@ def child(began: float, arguments: list[str]) -> None:
 
         return g
 
-    for name, phase in (
-        ("assemble", "assemble"),
-        ("compile_step", "compile"),
-        ("begin", "state"),
-    ):
+    for name, phase in (("assemble", "assemble"), ("compile_step", "compile"), ("begin", "state")):
         setattr(pretrain, name, timed(phase, getattr(pretrain, name)))
 
     def train(step, state, batches, **_):
@@ -84,11 +80,8 @@ def launch(config: str, cache: str) -> dict[str, float]:
       cache: folder of compiled programs, '' for none.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks.start", "--child", str(time.time())]
-        command += [f"--config={config}", f"--workdir={folder}/run"]
-        command += [f"--config.compile_cache={cache}"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+        run = (f"--config={config}", f"--workdir={folder}/run", f"--config.compile_cache={cache}")
+        return harness.measured("benchmarks.start", "--child", str(time.time()), *run)
 
 
 def imports() -> dict[str, float]:
@@ -101,49 +94,36 @@ def imports() -> dict[str, float]:
     return dict(taken.most_common())
 
 
-def table(found: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown: seconds of every phase, median over the rounds; of all, with range and ratio."""
-    median = statistics.median
-    lines = ["| | all (s) | / no cache | CPU (s) | " + " | ".join(PHASES) + " |"]
-    lines.append("|---" * (4 + len(PHASES)) + "|")
-    base = found["no cache"]
+def lines(found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
+    """Seconds of every phase, median over the rounds; of all, with range and ratio."""
+    median, rows = statistics.median, []
     for name, runs in found.items():
-        whole = [r["all"] for r in runs]
-        ratios = [r["all"] / b["all"] for r, b in zip(runs, base, strict=True)]
-        ratio = median(whole) / median(b["all"] for b in base)
-        cells = [name, f"{median(whole):.2f} ({min(whole):.2f} … {max(whole):.2f})"]
-        cells.append(f"× {ratio:.2f} ({min(ratios):.2f} … {max(ratios):.2f})")
-        cells.append(f"{median(r['cpu'] for r in runs):.2f}")
-        cells += [f"{median(r[phase] for r in runs):.2f}" for phase in PHASES]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        every = [r["all"] for r in runs]
+        cells = [name, tables.middle(every, 2)]
+        cells += [tables.ratio(every, [b["all"] for b in found["no cache"]])]
+        rows.append(cells + [f"{median(r[k] for r in runs):.2f}" for k in ("cpu", *PHASES)])
+    return rows
 
 
 def main() -> None:
     """Runs the two in turn, prints the table, writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__, rounds=5)
     parser.add_argument("--config", default="configs/quickstart.py")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--imports", action="store_true", help="only what the imports take")
-    parser.add_argument("--out", type=pathlib.Path, help="JSON of every measurement")
-    a = parser.parse_args()
+    a = harness.parse(parser)
     if a.imports:
         taken = imports()
-        for name, seconds in list(taken.items())[:25]:
+        for name, seconds in [*list(taken.items())[:25], ("all", sum(taken.values()))]:
             print(f"{name:<32}{seconds:.3f} s")
-        print(f"{'all':<32}{sum(taken.values()):.3f} s")
-        return
-    found = {variant: [] for variant in VARIANTS}
+        return harness.write(a.out, taken)
     with tempfile.TemporaryDirectory() as folder:
+        cache = {"cache": folder, "no cache": ""}
         first = launch(a.config, folder)
-        for _ in range(a.rounds):
-            for variant, runs in found.items():
-                runs.append(launch(a.config, folder if variant == "cache" else ""))
+        found = harness.in_turn(VARIANTS, a.rounds, lambda v: launch(a.config, cache[v]))
     print(f"{a.config}, JAX {first['version']}, {a.rounds} rounds; ", end="")
     print(f"the run that filled the cache took {first['all']:.2f} s\n")
-    print(table(found))
-    if a.out:
-        a.out.write_text(json.dumps({"config": a.config, "first": first, **found}, indent=1) + "\n")
+    print(tables.table(("", "all (s)", "/ no cache", "CPU (s)", *PHASES), lines(found)))
+    harness.write(a.out, {"config": a.config, "first": first, **found})
 
 
 if __name__ == "__main__":

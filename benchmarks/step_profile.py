@@ -37,7 +37,7 @@ from kit.profile import flops as counted
 from kit.profile.report import report
 from kit.profile.trace import read_trace, summarise
 
-from benchmarks import step as whole
+from benchmarks import assembled, harness, step, step_cases
 
 
 def cpu_peaks() -> tuple[float, float]:
@@ -112,36 +112,29 @@ def measure(c, steps: int, top: int, gpu: bool, keep: str | None) -> dict:
 
     host.keep_memory_pages()
     import jax
-    import numpy as np
-
-    from ssl_jax.devices import layout
-    from ssl_jax.train import experiment
 
     if gpu and jax.default_backend() != "gpu":
         sys.exit("JAX finds no GPU here; --device gpu --tiny tries the harness without one")
-    e = experiment.assemble(c, host.Cluster(1, 0, 1), None)
+    e, state, batch = assembled.fixed(c)
     # Before the trace: CUPTI may leave a context in which nothing runs any more (jax-ml/jax#40260).
     on_cpu, count = jax.default_backend() == "cpu", jax.device_count()
     device = f"{count} × {jax.devices()[0].device_kind}"
     peaks = None if on_cpu else counted.peak_of(device)
     measured = cpu_peaks() if on_cpu else tuple(count * x for x in gpu_peaks())
-    state = e.create(jax.random.key(c.seed))
-    rows = e.train.read(np.arange(c.batch))
-    batch = layout.put_batch({k: x[None] for k, x in rows.items()}, e.mesh, c.parallel)
     traced = e.step.trace(state, batch)
     platform = "cpu" if on_cpu else "cuda"
     flops = [counted.flops(traced.jaxpr, platform, scope) for scope in ("", "views")]
-    step = traced.lower().compile()
+    compiled = traced.lower().compile()
 
     def run():
         nonlocal state
         for _ in range(steps):
-            state, _ = step(state, batch)
+            state, _ = compiled(state, batch)
         jax.block_until_ready(state)
 
     run()
     untraced = min(_seconds(run) for _ in range(3)) / steps
-    text = step.as_text()
+    text = compiled.as_text()
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -174,47 +167,33 @@ def measure(c, steps: int, top: int, gpu: bool, keep: str | None) -> dict:
 
 def run_case(text: str, a: argparse.Namespace) -> dict:
     """A profile in a process of its own; flags device, steps, top, tiny, keep and limit."""
-    arguments = ["--top", str(a.top), *(["--tiny"] if a.tiny else [])]
-    arguments += ["--steps", str(a.steps)] if a.steps else []
-    arguments += ["--keep", str(a.keep)] if a.keep else []
-    return whole.launch("benchmarks.step_profile", text, arguments, a.device, a.limit)
+    words = harness.again(a, "top", "tiny", "steps", "keep")
+    return step.launch("benchmarks.step_profile", text, words, a.device, a.limit)
 
 
 def main() -> None:
     """One case after the other, prints the tables, writes JSON after each."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=whole.ON, default="cpu")
-    parser.add_argument("--cases", nargs="+", choices=whole.ON["cpu"] + whole.ON["gpu"])
-    parser.add_argument("--batch", type=int, help="images of a step, instead of the case's")
+    parser = step_cases.flags(__doc__)
     parser.add_argument("--steps", type=int, help="traced; default 2, on a GPU 5")
     parser.add_argument("--top", type=int, default=15, help="operations to name")
-    parser.add_argument("--limit", type=float, default=3600, help="seconds for a case")
-    parser.add_argument("--tiny", action="store_true", help="sizes that only try the harness")
     parser.add_argument("--keep", type=pathlib.Path, help="folder for the traces and programs")
-    parser.add_argument("--out", type=pathlib.Path, help="JSON")
-    parser.add_argument("--measure", action="store_true", help="one config, in this process")
-    a = parser.parse_args()
+    a = harness.parse(parser)
     if a.measure:
         if a.device == "gpu":
             asked = os.environ.get("XLA_FLAGS", "")
             os.environ["XLA_FLAGS"] = f"{asked} --xla_gpu_enable_command_buffer=".strip()
-        from ssl_jax.runs import config as configs
-
-        c = configs.from_json(sys.stdin.read())
         keep = a.keep and str(a.keep / time.strftime("%H%M%S"))
         steps = a.steps or (2 if a.device == "cpu" else 5)
-        print(json.dumps(measure(c, steps, a.top, a.device == "gpu" and not a.tiny, keep)))
+        gpu = a.device == "gpu" and not a.tiny
+        print(json.dumps(measure(step_cases.read(), steps, a.top, gpu, keep)))
         return
-    cases = a.cases or whole.ON[a.device]
-    texts = whole.describe(cases, a.batch, a.tiny)
+    cases = a.cases or step_cases.ON[a.device]
     results = {}
-    for case in cases:
-        results[case] = run_case(texts[case], a)
-        r = results[case]
+    for case, text in step_cases.describe(cases, a.batch, a.tiny).items():
+        results[case] = r = run_case(text, a)
         print(f"### {case}\n\n{r['failed']}" if "failed" in r else report(case, r), end="\n\n")
         sys.stdout.flush()
-        if a.out:
-            a.out.write_text(json.dumps(results, indent=1) + "\n")
+        harness.write(a.out, results)
     if any("failed" in r for r in results.values()):
         sys.exit(1)
 

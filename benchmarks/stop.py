@@ -7,16 +7,16 @@ steps; it must save and end with code 143, and the last step logged must be the 
 Prints the median and range of the seconds; exit code 1 where a stop was not as it must be.
 """
 
-import argparse
 import pathlib
 import random
 import signal
-import statistics
 import sys
 import tempfile
 import time
 
 from kit import kills
+
+from benchmarks import harness, tables
 
 EXIT_STOPPED = 143
 PATIENCE = 60.0  # seconds after which a stop has failed
@@ -45,26 +45,22 @@ def stop(folder: pathlib.Path, processes: int, draw: random.Random) -> tuple[flo
 
 def main() -> int:
     """Stops and prints; 1 where one was not as it must be."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__, rounds=5)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    a = parser.parse_args()
-    draw, wrong = random.Random(a.seed), 0
-    print("| processes of two devices | seconds from SIGTERM, median (range) |\n|---|---|")
+    a = harness.parse(parser, processes=[1])
+    draw, wrong, found = random.Random(a.seed), 0, {}
+    print(tables.head(("processes of two devices", "seconds from SIGTERM, median (range)")))
     with tempfile.TemporaryDirectory() as root:
         for n in a.processes:
-            found = []
-            for i in range(a.rounds):
-                seconds, problem = stop(pathlib.Path(root) / f"run{n}_{i}", n, draw)
-                if problem:
-                    wrong += 1
-                    print(problem, file=sys.stderr)
-                if seconds is not None:
-                    found.append(seconds)
-            if found:
-                spread = f"({min(found):.1f} … {max(found):.1f})"
-                print(f"| {n} | {statistics.median(found):.1f} {spread} |", flush=True)
+            stops = [stop(pathlib.Path(root) / f"run{n}_{i}", n, draw) for i in range(a.rounds)]
+            for _, problem in stops:
+                wrong += bool(problem)
+                print(problem, end="\n" if problem else "", file=sys.stderr)
+            found[n] = [seconds for seconds, _ in stops if seconds is not None]
+            if found[n]:
+                print(tables.row((n, tables.middle(found[n]))), flush=True)
+    harness.write(a.out, found)
     return int(wrong > 0)
 
 

@@ -10,14 +10,12 @@ compare with, for the networks and images of SimCLR's, MAE's and Jigsaw's runs: 
 encoder as it began, and the same network trained with labels from fresh parameters (supervised).
 """
 
-import argparse
+import functools
 import json
 import pathlib
-import statistics
-import subprocess
 import sys
 
-from benchmarks import cores
+from benchmarks import harness, tables
 from ssl_jax.methods import METHODS
 
 COLUMNS = ("kNN", "linear", "linear, 1 %", "linear, 10 %", "fine-tuned")
@@ -26,20 +24,11 @@ NETWORKS = ("simclr", "mae", "jigsaw")
 
 
 def job(name: str, run: pathlib.Path, folder: str, *more: str) -> dict:
-    """The result.json of one job on one run, started here unless it is there.
-
-    Raises:
-      SystemExit: the job failed; its output is shown.
-    """
+    """The result.json of one job on one run, started here unless it is there."""
     file = run / folder / "result.json"
     if not file.exists():
-        command = [
-            *(sys.executable, "-m", "ssl_jax.main", "--config", f"configs/{name}.py"),
-            *(f"--config.checkpoint={run}", f"--workdir={run / folder}", *more),
-        ]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if done.returncode:
-            sys.exit(f"{' '.join(command)}\n{done.stdout}")
+        words = ("--config", f"configs/{name}.py", f"--config.checkpoint={run}")
+        harness.train(*words, f"--workdir={run / folder}", *more)
     return json.loads(file.read_text())
 
 
@@ -75,52 +64,32 @@ def scratch(run: pathlib.Path, steps: int) -> dict[str, float]:
     return {"fine-tuned": job("finetune", run, "finetune_scratch", *more)["finetune_top1"]}
 
 
-def line(name: str, seeds: list[dict[str, float]]) -> str:
-    """A line of the table, mean ± sd over the seeds in percent."""
-    cells = []
-    for column in COLUMNS:
-        values = [100 * found[column] for found in seeds if column in found]
-        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "–")
-    return f"| {name} | " + " | ".join(cells) + " |"
-
-
 def main() -> None:
     """Runs what is missing and prints a line after every method."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--at-once", type=int, default=1, help="jobs that share the cores")
-    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs") / "benchmark")
+    parser = harness.parser(__doc__)
+    harness.run_flags(parser, METHODS, "benchmark", "jobs")
     parser.add_argument("--finetune-steps", type=int, default=300)
-    arguments = parser.parse_args()
-    runs = {m: [arguments.runs / f"{m}_digits_{s}" for s in arguments.seeds] for m in METHODS}
-    for method in arguments.methods:
-        for run in runs[method]:
-            if not (run / "result.json").exists():
-                sys.exit(f"{run} is not finished; python -m benchmarks.digits makes it")
-    print("| method | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
-    with cores.pool(arguments.at_once) as pool:
-        steps = arguments.finetune_steps
-        started = {
-            method: [pool.submit(measure, run, steps) for run in runs[method]]
-            for method in arguments.methods
-        }
-        for method in [m for m in NETWORKS if m in arguments.methods]:
-            started[f"untrained encoder of {method}"] = [
-                pool.submit(baseline, run, "untrained") for run in runs[method]
-            ]
-            started[f"from scratch, as {method}"] = [
-                pool.submit(scratch, run, steps) for run in runs[method]
-            ]
-        first = runs[arguments.methods[0]]
-        started["raw pixels"] = [pool.submit(baseline, run, "pixels") for run in first[:1]]
-        try:
-            for name, seeds in started.items():
-                print(line(name, [seed.result() for seed in seeds]), flush=True)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    a = harness.parse(parser, seeds=[0], finetune_steps=5)
+    runs = {m: [a.runs / f"{m}_digits_{s}" for s in a.seeds] for m in METHODS}
+    for run in [run for method in a.methods for run in runs[method]]:
+        if not (run / "result.json").exists():
+            sys.exit(f"{run} is not finished; python -m benchmarks.digits makes it")
+
+    def jobs(f, *more, of):
+        return [functools.partial(f, run, *more) for run in of]
+
+    todo = {m: jobs(measure, a.finetune_steps, of=runs[m]) for m in a.methods}
+    for m in [m for m in NETWORKS if m in a.methods]:
+        todo[f"untrained encoder of {m}"] = jobs(baseline, "untrained", of=runs[m])
+        todo[f"from scratch, as {m}"] = jobs(scratch, a.finetune_steps, of=runs[m])
+    todo["raw pixels"] = jobs(baseline, "pixels", of=runs[a.methods[0]][:1])
+    print(tables.head(("method", *COLUMNS)))
+    found = {}
+    for name, seeds in harness.at_once(a.at_once, todo):
+        found[name] = seeds
+        cells = ([s[column] for s in seeds if column in s] for column in COLUMNS)
+        print(tables.row([name, *(tables.mean_sd(c, scale=100) for c in cells)]), flush=True)
+        harness.write(a.out, found)
 
 
 if __name__ == "__main__":
