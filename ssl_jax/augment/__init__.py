@@ -6,7 +6,18 @@ a time, `evaluate` the deterministic view of probing.
 """
 
 from ssl_jax.augment.crops import Undrawn, crops, draw, undrawn
-from ssl_jax.augment.pipeline import apply, evaluate
+from ssl_jax.augment.pipeline import Fixed, apply, evaluate, fixed
 from ssl_jax.augment.policies import Policy, make
 
-__all__ = ["Policy", "Undrawn", "apply", "crops", "draw", "evaluate", "make", "undrawn"]
+__all__ = [
+    "Fixed",
+    "Policy",
+    "Undrawn",
+    "apply",
+    "crops",
+    "draw",
+    "evaluate",
+    "fixed",
+    "make",
+    "undrawn",
+]

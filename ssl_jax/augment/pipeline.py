@@ -1,7 +1,8 @@
 """From uint8 images to float32 views: the random ones of training, the fixed one of probing."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,28 @@ def _views(policy: Policy, u: jax.Array, images: jax.Array) -> jax.Array:
     if policy.solarize:
         x = color.solarize(x, u[:, _SOLARIZE] < policy.solarize, policy.threshold)
     return _finish(x, policy.mean, policy.std)
+
+
+class Fixed(NamedTuple):
+    """The fixed view of probing, see `evaluate`.
+
+    Attributes:
+      size: side, pixels.
+      mean, std: the view is (x − mean) / std.
+      crop_fraction: side of the centre crop as a share of the image.
+      interpolation: 'bilinear' or 'bicubic'.
+    """
+
+    size: int
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    crop_fraction: float = 1.0
+    interpolation: str = "bilinear"
+
+
+def fixed(fields: Mapping[str, Any]) -> Fixed:
+    """The fixed view that `config.evaluate` describes; other fields of it are passed over."""
+    return Fixed(**{name: fields[name] for name in Fixed._fields if name in fields})
 
 
 def evaluate(

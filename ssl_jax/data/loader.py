@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 
+from ssl_jax.contract.batch import pad
 from ssl_jax.contract.source import Lost, Source
 from ssl_jax.errors import UserError
 
@@ -203,8 +204,7 @@ def batches(
       patience: seconds to wait for data that is out of reach, before Lost is raised.
 
     Returns:
-      Iterator of {'image': uint8 [b, H, W, C], 'index': int32 [b], 'label': int32 [b]} with
-      b = batch / processes.
+      Iterator of batches (`contract/batch.py`) of b = batch / processes rows.
 
     Raises:
       UserError: fewer examples than a batch; a batch that the processes cannot share evenly.
@@ -235,8 +235,8 @@ def in_order(
     """All n examples once, in order, for evaluation.
 
     Every process gets ceil(n / batch) batches of the same shape. What the last one lacks is padded:
-    image 0, index −1, label −1; mask rows by index >= 0. (Where a picture could not be read and
-    another took its place, the index repeats.)
+    index −1, label −1, fields 0 (`contract/batch.py`); mask rows by index >= 0. (Where an example
+    could not be read and another took its place, the index repeats.)
 
     Args and errors as for `batches`.
     """
@@ -249,14 +249,7 @@ def in_order(
         real = np.arange(min(first, n), min(first + b, n))
         found = source.read(real)
         missing = b - len(real)
-        if not missing:
-            return found
-        return {
-            key: np.concatenate(
-                [x, np.full((missing, *x.shape[1:]), 0 if key == "image" else -1, x.dtype)]
-            )
-            for key, x in found.items()
-        }
+        return pad(found, missing) if missing else found
 
     return Batches(make, range(-(-n // batch)), threads, ahead)
 

@@ -3,21 +3,21 @@
 The batches are the loader's, row for row: batch k is the same function of (seed, k).
 """
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 
+from ssl_jax.contract import batch as batches
 from ssl_jax.contract.source import Source
 from ssl_jax.data import loader
 
-SHARE = 1 / 8  # of a device's memory that images may take without being asked for
+SHARE = 1 / 8  # of a device's memory that examples may take without being asked for
 PIECE = 256  # rows read at a time
 
 
 def size(source: Source) -> int:
-    """Bytes of the images of a source on every device."""
-    return source.examples * math.prod(source.shape)
+    """Bytes of the fields of a source on every device."""
+    return source.examples * batches.size(source.fields)
 
 
 def fits(source: Source, memory: int, cache_bytes: int) -> bool:
@@ -58,22 +58,18 @@ def collect(source: Source, pieces: loader.Batches) -> dict[str, np.ndarray] | N
       pieces: from `pieces`.
 
     Returns:
-      {'image': uint8 [n, H·W·C], 'index': int32 [n], 'label': int32 [n]}: row r is what
-      `source.read` gives for r, so a picture that could not be read has the index of the one shown
-      instead. Images are flat: a TPU would pad a last axis of 3 to 128. None if `pieces` was asked
-      to leave.
+      the set as one batch, its fields flat (`batch.flat_specs`): row r is what `source.read` gives
+      for r, so an example that could not be read has the index of the one shown instead. None if
+      `pieces` was asked to leave.
     """
     n = source.examples
-    whole = {
-        "image": np.empty((n, math.prod(source.shape)), np.uint8),
-        "index": np.empty(n, np.int32),
-        "label": np.empty(n, np.int32),
-    }
+    specs = batches.flat_specs(source.fields, n)
+    whole = {name: np.empty(spec.shape, spec.dtype) for name, spec in specs.items()}
     read = 0
     for piece in pieces:
         past = read + len(piece["index"])
-        for key, x in piece.items():
-            whole[key][read:past] = x.reshape(past - read, *whole[key].shape[1:])
+        for name, to in whole.items():
+            to[read:past] = piece[name].reshape(past - read, *to.shape[1:])
         read = past
     return whole if read == n else None
 

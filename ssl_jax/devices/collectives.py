@@ -24,6 +24,28 @@ def pmean(x: Any, axis: str | None) -> Any:
     return lax.pmean(x, axis)
 
 
+def mean_of(values: jax.Array, mask: jax.Array, axis: str | None) -> jax.Array:
+    """The mean of some values over all devices, for a loss whose number of terms differs by row.
+
+        Σ local values · mask / pmean(Σ local mask)
+
+    averaged over the devices (as the step does) is Σ values · mask / Σ mask of the global batch. A
+    mean over the local terms would weigh a device with few of them as much as one with many. Where
+    nothing is masked in, it is 0.
+
+    Args:
+      values: floating [b, …].
+      mask: bool or floating, the shape of `values` or one that broadcasts to it.
+      axis: device axis or None.
+
+    Returns:
+      [] of the dtype of `values`.
+    """
+    mask = jnp.broadcast_to(mask, values.shape).astype(values.dtype)
+    count = pmean(jnp.sum(mask), axis)
+    return jnp.sum(values * mask) / jnp.where(count > 0, count, 1)
+
+
 def psum(x: Any, axis: str | None) -> Any:
     """Sum of a pytree over the devices; `x` itself when axis is None."""
     return x if axis is None else lax.psum(x, axis)

@@ -38,6 +38,7 @@ class Opened(NamedTuple):
       run: workdir of the run.
       folder: where the job writes.
       restored: its encoder and config.
+      encoder: name of the encoder; None: the method's first.
       mesh: all devices.
       cluster: the processes of the job.
       dataset: name of the source.
@@ -50,6 +51,7 @@ class Opened(NamedTuple):
     run: pathlib.Path
     folder: pathlib.Path
     restored: encoder.Restored
+    encoder: str | None
     mesh: Any
     cluster: host.Cluster
     dataset: str
@@ -65,6 +67,7 @@ def defaults(job: str) -> ConfigDict:
     c.job = job
     c.checkpoint = config_dict.placeholder(str)  # workdir of a run, or several: RUN,RUN,RUN
     c.workdir = config_dict.placeholder(str)  # None: RUN/<job>; of several runs, runs/<job>
+    c.encoder = config_dict.placeholder(str)  # of the method, by name; None: the first
     c.cpu_devices = config_dict.placeholder(int)
     c.compile_cache = "auto"
     c.batch = 500  # images at a time over all devices
@@ -162,6 +165,8 @@ def name_of(config: ConfigDict) -> str:
     parts = [config.job]
     if config.get("features", "learned") != "learned":
         parts.append(config.features)
+    if config.get("encoder") is not None:
+        parts.append(config.encoder)
     if config.data.source is not None:
         parts.append(short_name(config.data.source))
     if config.split != "test":
@@ -211,7 +216,8 @@ def open_run(
       UserError: no checkpoint, no labels where they are needed, or data that cannot be opened.
     """
     mesh = layout.mesh()
-    restored = encoder.restore(run, mesh)
+    name = config.get("encoder")
+    restored = encoder.restore(run, mesh, name)
     data = data_of(restored.saved.config.data, config.data, labels)
     train = sources.open_source(data, "train")
     if labels and not train.classes:
@@ -239,6 +245,7 @@ def open_run(
         run=run,
         folder=pathlib.Path(config.workdir) if own else run / name_of(config),
         restored=restored,
+        encoder=name,
         mesh=mesh,
         cluster=cluster,
         dataset=train.name,

@@ -93,7 +93,7 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict:
         raise UserError(f"{part.source.name}: analyze needs two images, there is {len(rows)}")
     pair = similarity.policies(saved, config.policy)
     variables, read = run_features.network(o, config.features)
-    encode = similarity.compile_encode(saved, pair, config.seed, o.mesh, read)
+    encode = similarity.compile_encode(read.embed, pair, config.seed, o.mesh)
     features, labels = encoder.extract(
         encode, variables, part.source, rows, config.batch, o.cluster
     )
@@ -102,7 +102,7 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict:
     x, y = similarity.unit(features[:, 0]), similarity.unit(features[:, 1])
     numbers, histograms = similarity.measure(x, y, labels, config.alpha, config.t)
     numbers["alignment_and_uniformity"] = numbers["alignment"] + numbers["uniformity"]
-    whole = encoder.compile_encode(saved, o.mesh, read)
+    whole = encoder.compile_encode(read.features, o.mesh)
     found = []
     for images in (o.learn, o.judge):
         if images is not None:

@@ -95,7 +95,7 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict[str, Any]:
             maps.open_set(encode, variables, judge, o.judge.rows, *common),
         )
 
-    encode = maps.compile_encoder(o.restored.saved.config, o.mesh, config.stage, size)
+    encode = maps.compile_encoder(o.restored.encoder, o.mesh, config.stage, size)
     train, test = open_sets(encode, o.restored.variables)
     kept, shown = train.kept, np.arange(min(SHOWN, config.batch, test.examples))
     sample = next(test.read(shown, config.batch))
@@ -112,7 +112,7 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict[str, Any]:
     constant = dense.constants(test, facts, config.batch)
 
     for name, compiled, variables in (
-        ("untrained", encode, encoder.untrained(o.restored.saved, o.mesh)),
+        ("untrained", encode, encoder.untrained(o.restored.saved, o.mesh, o.encoder)),
         ("pixels", maps.compile_pixels(sample.features.shape[1], o.mesh, size), {}),
     ):
         del train, test  # before the next maps are kept

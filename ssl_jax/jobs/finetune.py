@@ -1,22 +1,26 @@
 """Fine-tuning: the whole network of a checkpoint trained with labels. Read it top to bottom."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import re
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, models
+from ssl_jax import augment
 from ssl_jax.augment.erasing import Erasing
 from ssl_jax.augment.mixing import MODES, Mixing
 from ssl_jax.checkpoints import store, verify
-from ssl_jax.contract.method import Run
+from ssl_jax.contract import batch
+from ssl_jax.contract.encoder import Encoder
+from ssl_jax.contract.method import Method, Run
 from ssl_jax.contract.source import Source
 from ssl_jax.data import loader
 from ssl_jax.devices import layout, mapping
@@ -47,6 +51,7 @@ class Plan(NamedTuple):
       source: the labelled images, as often as it takes to fill a batch.
       labelled: how many different ones.
       facts: static facts of the training.
+      method: the pure functions.
       create: key -> TrainState with fresh parameters.
       step: compiled step.
       predict: compiled network in evaluation mode.
@@ -56,6 +61,7 @@ class Plan(NamedTuple):
     source: Source
     labelled: int
     facts: Run
+    method: Method
     create: Any
     step: Any
     predict: Any
@@ -209,12 +215,12 @@ def assemble(config: ConfigDict, o: probing.Opened) -> Plan:
       UserError: a field of model, view or optimizer that cannot be, or a batch that the devices
         cannot share.
     """
-    saved = o.restored.saved.config
-    model = models.make(network_of(config, saved))
-    see = saved.evaluate
-    view = {**config.view, "mean": tuple(see.mean), "std": tuple(see.std)}
+    model = network_of(config, o.restored.encoder)
+    see = o.restored.encoder.view._replace(interpolation=config.interpolation)
+    view = {**config.view, "mean": see.mean, "std": see.std}
     recipe = supervised.Recipe(
         policy=augment.make("none", see.size, **view),
+        view=see,
         erasing=Erasing(config.erasing.probability),
         mixing=Mixing(**config.mixing),
         label_smoothing=config.label_smoothing,
@@ -239,12 +245,7 @@ def assemble(config: ConfigDict, o: probing.Opened) -> Plan:
     total = config.steps if config.steps is not None else round(config.epochs * per_epoch)
     facts = Run(len(rows), config.batch, per_epoch, max(total, 1))
 
-    shape = (micro // jax.device_count(), *source.shape)
-    blank = {
-        "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
-        "index": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
-        "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
-    }
+    blank = batch.specs(source.fields, micro // jax.device_count())
     rule = config.optimizer.to_dict()
     if config.head_learning_rate is not None:
         rule["groups"] = {**rule["groups"], "head": {"learning_rate": config.head_learning_rate}}
@@ -267,43 +268,47 @@ def assemble(config: ConfigDict, o: probing.Opened) -> Plan:
     lines.append(f"layer decay {decay:g}: updates × {min(factors):.3g} (stem) … {max(factors):g}")
     step = make_step(method, optimizer_of(params), facts, schedules.make(rule, **counts))
 
-    def fixed_view(images):
-        return augment.evaluate(
-            images, see.size, see.mean, see.std, see.crop_fraction, config.interpolation
-        )
-
     return Plan(
         source=source,
         labelled=labelled,
         facts=facts,
         create=jax.jit(create, out_shardings=layout.replicated(o.mesh)),
         step=mapping.compile_step(step, o.mesh, config.parallel),
-        predict=supervised.compile_predict(model, o.mesh, fixed_view),
+        method=method,
+        predict=encoder.compile_encode(method.encoders["classifier"].features, o.mesh),
         lines=lines,
     )
 
 
-def network_of(config: ConfigDict, saved: ConfigDict) -> dict[str, Any]:
-    """`config.model` of the run, with the changes of this job.
+def network_of(config: ConfigDict, of: Encoder) -> nn.Module:
+    """The encoder's network, with the changes of this job.
 
     What pretraining did to a part of the network ends here: BN takes its statistics over the whole
     batch (MoCo's groups of rows were to keep the match from the keys), and the patch embedding
     learns (MoCo v3 froze it).
+
+    Raises:
+      UserError: the encoder is no network on images, or has no such field.
     """
+    if of.network is None:
+        raise UserError(
+            f"--config.encoder={config.encoder}: finetune trains a network on images; name another"
+        )
+    known = {field.name for field in dataclasses.fields(of.network)}
     changes = {name: value for name, value in config.model.items() if value is not None}
-    model = {**saved.model.to_dict(), **changes}
-    for name, value in (("group", None), ("freeze_patch", False)):
-        if name in model:
-            model[name] = value
-    return model
+    for name in changes:
+        if name not in known:
+            kind = type(of.network).__name__
+            raise UserError(f"--config.model.{name}: a {kind} has no such field")
+    as_new = {"group": None, "freeze_patch": False}
+    return of.network.clone(**changes, **{k: v for k, v in as_new.items() if k in known})
 
 
 def with_positions(config: ConfigDict, o: probing.Opened) -> Any:
     """Parameters of the run's encoder; fixed positions among them where they are to be learned."""
-    params, model = o.restored.variables["params"], o.restored.saved.config.model
+    params, net = o.restored.variables["params"], o.restored.encoder.network
     if config.model.positions != "learned" or "positions" in params:
         return params
-    net = models.make(model)
     table = positions.sincos(net.width, net.size // net.patch, net.positions)
     whole = jnp.pad(jnp.asarray(table), ((int(net.token), 0), (0, 0)))  # the class token has none
     return {**params, "positions": jax.device_put(whole, layout.replicated(o.mesh))}
@@ -495,8 +500,5 @@ def judge(
     Returns:
       float32 [m, classes] and int32 [m].
     """
-    variables = {
-        "encoder": {"params": state.params["encoder"], **state.state},
-        "head": state.params["head"],
-    }
+    variables = plan.method.encoders["classifier"].variables(state.params, state.state)
     return encoder.extract(plan.predict, variables, *o.judge, config.batch, o.cluster)

@@ -1,12 +1,14 @@
 """Probing by a linear classifier on frozen features."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, models
+from ssl_jax import augment
+from ssl_jax.contract.encoder import Encoder
 from ssl_jax.devices import layout
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.evaluate import probing
@@ -55,10 +57,13 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     linear_sgd.complete(config.sgd)
 
     def measure(o: probing.Opened) -> dict[str, Any]:
-        features = summary(o.restored.saved.config.model, config.blocks, config.average)
-        f = run_features.features_apart(
-            o, config.batch, read=features, interpolation=config.interpolation
-        )
+        embed = summary(o.restored.encoder, config.blocks, config.average)
+        view = o.restored.encoder.view._replace(interpolation=config.interpolation)
+
+        def features(variables, rows):
+            return embed(variables, augment.evaluate(rows["image"], *view))
+
+        f = run_features.features_apart(o, config.batch, read=features)
         common = {"holdout": config.holdout, "seed": config.seed}
         if config.solver == "lbfgs":
             found = linear.probe_apart(
@@ -67,7 +72,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
             chosen = {"C": found["C"]}
         else:
             found = linear_sgd.probe(
-                augmented(o, config, features) if config.augment else lambda epoch: f.train,
+                augmented(o, config, embed) if config.augment else lambda epoch: f.train,
                 f.train,
                 f.test,
                 f.test_labels,
@@ -91,30 +96,30 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     return 0
 
 
-def summary(model: ConfigDict, blocks: int, average: bool):
-    """The function that makes features, for `encoder.compile_encode`; None: the model's own.
+def summary(of: Encoder, blocks: int, average: bool) -> Callable[[Any, Any], Any]:
+    """(variables, views) -> features: the encoder's own, or those of its last blocks.
 
     Args:
-      model: `config.model` of the run.
+      of: the encoder of the run.
       blocks, average: as in configs/linear.py.
 
     Raises:
       UserError: an encoder that has no such features.
     """
     if blocks == 1 and not average:
-        return None
-    net = models.make(model)
+        return of.embed
+    net = of.network
     asked = f"--config.blocks={blocks}" + (" and --config.average=True" if average else "")
     if not isinstance(net, ViT):
         raise UserError(
-            f"{asked}: only a ViT has blocks to read, the encoder is a {model.name}; "
+            f"{asked}: only a ViT has blocks to read, the encoder is a {type(net).__name__}; "
             "set --config.blocks=1 --config.average=False"
         )
     if not net.token:
         raise UserError(f"{asked}: these features have class tokens, and this ViT has none")
     if not 1 <= blocks <= net.depth:
         raise UserError(f"--config.blocks={blocks}: the encoder has {net.depth} blocks")
-    return encoder.last_blocks(blocks, average)
+    return encoder.last_blocks(net, blocks, average)
 
 
 def described(blocks: int, average: bool) -> str:
@@ -126,9 +131,9 @@ def described(blocks: int, average: bool) -> str:
     )
 
 
-def augmented(o: probing.Opened, config: ConfigDict, features):
+def augmented(o: probing.Opened, config: ConfigDict, embed):
     """epoch -> features (apart.Apart) of the training images, cropped and flipped anew."""
-    view = o.restored.saved.config.evaluate
+    view = o.restored.encoder.view
     policy = augment.make(
         "supervised",
         view.size,
@@ -139,7 +144,7 @@ def augmented(o: probing.Opened, config: ConfigDict, features):
         flip=config.flip,
     )
     here = layout.mesh(jax.local_devices())
-    encode = encoder.compile_augmented(o.restored.saved.config, here, policy, config.seed, features)
+    encode = encoder.compile_augmented(embed, here, policy, config.seed)
     variables = layout.put_here(o.restored.variables)
 
     def train(epoch: int) -> apart.Apart:

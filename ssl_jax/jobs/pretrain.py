@@ -85,7 +85,8 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
             )  # on one core; the state takes another
             state, start = begin(experiment, manager)
             experiment = experiment._replace(step=compiling.result())
-        encode = encoder.compile_encode(experiment.config, experiment.mesh)
+        probed = encoder.of_method(experiment.method, None)
+        encode = encoder.compile_encode(probed.features, experiment.mesh)
         state, done, knn_top1 = learn(experiment, encode, state, start, manager, folder)
         store.save_last(manager, state, knn_top1)
     if done < experiment.run.total_steps:
@@ -319,7 +320,7 @@ def look(e: Experiment, encode, state: TrainState, logged: Mapping[str, float]) 
     Returns:
       {'knn_top1'?, 'linear_top1'?, 'feature_std', 'feature_std_ratio', 'effective_rank', 'alarm'?}.
     """
-    variables = e.method.encoder(state.params, state.state)
+    variables = encoder.of_method(e.method, None).variables(state.params, state.state)
     bank, query = representation.split(
         e.train, e.test, e.config.monitor.train_examples, e.config.monitor.test_examples
     )
@@ -357,9 +358,10 @@ def judge_pixels(e: Experiment) -> representation.Judged:
 def judge(e: Experiment, encode, state: TrainState) -> dict[str, representation.Judged]:
     """The untrained encoder and the learned one, by the same probes on the same images."""
     fresh = e.create(jax.random.key(e.config.seed))
+    select = encoder.of_method(e.method, None).variables
     encoders = {
-        "untrained": e.method.encoder(fresh.params, fresh.state),
-        "learned": e.method.encoder(state.params, state.state),
+        "untrained": select(fresh.params, fresh.state),
+        "learned": select(state.params, state.state),
     }
     judged = {}
     for name, variables in encoders.items():

@@ -88,7 +88,9 @@ def look(config: ConfigDict, folder: pathlib.Path, cluster: host.Cluster) -> Run
         opened = probing.open_run(config, folder, cluster, labels=False)
         saved = opened.restored.saved
         picked = encoder.restore(
-            folder, opened.mesh, lambda method, s: collect.weights(saved.config, method, s)
+            folder,
+            opened.mesh,
+            select=lambda method, s: collect.weights(saved.config, method, s),
         )
         seen = collect.see(opened, config.batch)
     except (UserError, OSError) as error:

@@ -50,7 +50,7 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict[str, float]:
     query_part = o.judge or o.learn
     alone = o.judge is None or config.gallery == "test"
     gallery_part = query_part if alone else o.learn
-    encode = encoder.compile_encode(o.restored.saved.config, o.mesh)
+    encode = encoder.compile_encode(o.restored.encoder.features, o.mesh)
 
     def extract(part):
         return encoder.extract(encode, o.restored.variables, *part, config.batch, o.cluster)

@@ -158,7 +158,7 @@ def several(config: ConfigDict, run: pathlib.Path, cluster: host.Cluster) -> dic
     learn, judge = representation.split(
         train._replace(classes=len(names)), test, config.train_examples, config.test_examples
     )
-    encode = encoder.compile_encode(o.restored.saved.config, o.mesh)
+    encode = encoder.compile_encode(o.restored.encoder.features, o.mesh)
     found = []
     for part, split in ((learn, "train"), (judge, "test" if test else "train")):
         known = [row for row in part.rows if files[split][row] in targets]

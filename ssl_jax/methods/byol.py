@@ -15,7 +15,7 @@ from ssl_jax.contract.method import Method, Run
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.losses import regression
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.parts import ema
+from ssl_jax.methods.parts import ema, image_encoder
 from ssl_jax.models import heads, network
 from ssl_jax.optim import schedules
 
@@ -45,6 +45,7 @@ def make(config: ConfigDict, run: Run) -> Method:
       UserError: a value that is not one of these.
     """
     encoder = models.make(config.model)
+    view = augment.fixed(config.evaluate)
     networks = {
         "encoder": encoder,
         "projector": heads.MLP(**config.method.projector, dtype=encoder.dtype),
@@ -116,19 +117,10 @@ def make(config: ConfigDict, run: Run) -> Method:
         online = {name: params[name] for name in TARGET}
         return params, {**state, "target": ema.update(state["target"], online, momentum(ctx.step))}
 
-    def probe(params, state):
-        if probed == "online":
-            return {"params": params["encoder"], "batch_stats": state["encoder"]}
-        return {
-            "params": state["target"]["encoder"],
-            "batch_stats": state["target_stats"]["encoder"],
-        }
-
     return Method(
         views=views,
         init=init,
         loss=loss,
         after_step=after_step,
-        labels=lambda params: jax.tree.map(lambda _: "default", params),
-        encoder=probe,
+        encoders=image_encoder.of_two(encoder, networks["projector"], view, probed),
     )

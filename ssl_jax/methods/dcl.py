@@ -13,6 +13,7 @@ from ssl_jax import augment, models
 from ssl_jax.contract.method import Method, Run
 from ssl_jax.losses import decoupled
 from ssl_jax.losses.spread import spread
+from ssl_jax.methods.parts import image_encoder
 from ssl_jax.models import heads, network
 
 
@@ -33,6 +34,7 @@ def make(config: ConfigDict, run: Run) -> Method:
       run: not used.
     """
     encoder = models.make(config.model)
+    view = augment.fixed(config.evaluate)
     projector = heads.MLP(**config.method.projector, dtype=encoder.dtype)
     policy, rows = augment.make("none", **config.views.both), config.method.encoder_rows
     temperature, scale = config.method.temperature, config.method.loss_scale
@@ -70,10 +72,5 @@ def make(config: ConfigDict, run: Run) -> Method:
         views=views,
         init=init,
         loss=loss,
-        after_step=lambda params, state, ctx: (params, state),
-        labels=lambda params: jax.tree.map(lambda _: "default", params),
-        encoder=lambda params, state: {
-            "params": params["encoder"],
-            "batch_stats": state["encoder"],
-        },
+        encoders=image_encoder.of_one(encoder, projector, view),
     )

@@ -16,7 +16,7 @@ from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.losses import self_distillation as losses
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.parts import ema
+from ssl_jax.methods.parts import ema, image_encoder
 from ssl_jax.models import heads, network
 from ssl_jax.optim import schedules
 
@@ -59,6 +59,7 @@ def make(config: ConfigDict, run: Run) -> Method:
     if m.local_crops and "local" not in config.views:
         raise UserError(f"method.local_crops is {m.local_crops}, but there is no views.local")
     encoder = models.make(config.model)
+    view = augment.fixed(config.evaluate)
     # DropPath is the student's alone; a ResNet has none.
     steady = encoder.clone(drop_path=0.0) if hasattr(encoder, "drop_path") else encoder
     networks = {"projector": heads.DINOHead(**m.projector, dtype=encoder.dtype)}
@@ -150,9 +151,11 @@ def make(config: ConfigDict, run: Run) -> Method:
         last = {name: "last_layer" for name in ("v", "g") if name in params["projector"]}
         return {**names, "projector": {**names["projector"], **last}}
 
-    def probe(params, state):
-        if m.encoder == "target":
-            params, state = state["target"], state["target_stats"]
-        return {"params": params["encoder"], "batch_stats": state["encoder"]}
-
-    return Method(views, init, loss, after_step, labels, probe)
+    return Method(
+        views=views,
+        init=init,
+        loss=loss,
+        encoders=image_encoder.of_two(encoder, networks["projector"], view, m.encoder),
+        after_step=after_step,
+        labels=labels,
+    )

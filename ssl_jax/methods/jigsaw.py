@@ -21,6 +21,7 @@ from ssl_jax.augment import tiles
 from ssl_jax.contract.method import Method, Run
 from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
+from ssl_jax.methods.parts import image_encoder
 from ssl_jax.models import heads, network
 
 
@@ -41,6 +42,7 @@ def make(config: ConfigDict, run: Run) -> Method:
       run: not used.
     """
     encoder = models.make(config.model)
+    view = augment.fixed(config.evaluate)
     policy = augment.make("none", **config.views.image)
     count, tile, jitter = (config.method[k] for k in ("permutations", "tile", "jitter"))
     cell = policy.size // tiles.SIDE
@@ -98,10 +100,5 @@ def make(config: ConfigDict, run: Run) -> Method:
         views=views,
         init=init,
         loss=loss,
-        after_step=lambda params, state, ctx: (params, state),
-        labels=lambda params: jax.tree.map(lambda _: "default", params),
-        encoder=lambda params, state: {
-            "params": params["encoder"],
-            "batch_stats": state["encoder"],
-        },
+        encoders=image_encoder.of_one(encoder, projector, view),
     )

@@ -17,6 +17,7 @@ from ssl_jax.contract.method import Method, Run
 from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 from ssl_jax.losses import reconstruction
+from ssl_jax.methods.parts import image_encoder
 from ssl_jax.models import network
 from ssl_jax.models.decoders.mae import Decoder
 from ssl_jax.models.vit import ViT, patchify
@@ -38,6 +39,7 @@ def make(config: ConfigDict, run: Run) -> Method:
       run: not used.
     """
     encoder, decoder = networks(config)
+    view = augment.fixed(config.evaluate)
     policy = augment.make("none", **config.views.image)
     if policy.size % encoder.patch:
         raise UserError(f"views.image.size {policy.size} is no multiple of {encoder.patch}")
@@ -78,9 +80,9 @@ def make(config: ConfigDict, run: Run) -> Method:
         views=views,
         init=init,
         loss=loss,
-        after_step=lambda params, state, ctx: (params, state),
-        labels=lambda params: jax.tree.map(lambda _: "default", params),
-        encoder=lambda params, state: {"params": params["encoder"], "batch_stats": {}},
+        encoders={
+            "encoder": image_encoder.image_encoder(encoder, image_encoder.online("encoder"), view)
+        },
     )
 
 

@@ -18,7 +18,7 @@ from ssl_jax.contract.method import Method, Run
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.losses import infonce
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.parts import ema
+from ssl_jax.methods.parts import ema, image_encoder
 from ssl_jax.models import heads, network
 from ssl_jax.optim import schedules
 
@@ -51,6 +51,7 @@ def make(config: ConfigDict, run: Run) -> Method:
     if frozen and not config.model.name.startswith("vit"):
         raise UserError(f"--config.method.freeze_patch_embed: {config.model.name} has no patches")
     encoder = models.make({**config.model, **frozen})
+    view = augment.fixed(config.evaluate)
     projector = heads.MLP(**c.projector, dtype=encoder.dtype)
     predictor = heads.MLP(**c.predictor, dtype=encoder.dtype)
     policies = tuple(augment.make("none", **config.views[v]) for v in ("first", "second"))
@@ -126,16 +127,10 @@ def make(config: ConfigDict, run: Run) -> Method:
             names["encoder"]["patch_embed"] = jax.tree.map(lambda _: "frozen", patch)
         return names
 
-    def evaluated(params, state):
-        if c.encoder == "target":
-            params, state = state["target"], state["target_stats"]
-        return {"params": params["encoder"], "batch_stats": state["encoder"]}
-
     return Method(
         views=views,
         init=init,
         loss=loss,
-        after_step=lambda params, state, ctx: (params, state),
         labels=labels,
-        encoder=evaluated,
+        encoders=image_encoder.of_two(encoder, projector, view, c.encoder),
     )

@@ -15,6 +15,7 @@ from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.losses import instance
 from ssl_jax.losses.spread import spread
+from ssl_jax.methods.parts import image_encoder
 from ssl_jax.models import heads, network
 
 FORMS = ("softmax", "nce")
@@ -49,6 +50,7 @@ def make(config: ConfigDict, run: Run) -> Method:
     if m.form == "nce" and m.negatives < 1:
         raise UserError(f"method.negatives is {m.negatives}; 'nce' needs at least 1")
     encoder = models.make(config.model)
+    view = augment.fixed(config.evaluate)
     projector = heads.MLP(**m.projector, dtype=encoder.dtype)
     policy = augment.make("none", **config.views.view)
 
@@ -97,10 +99,5 @@ def make(config: ConfigDict, run: Run) -> Method:
         views=views,
         init=init,
         loss=loss,
-        after_step=lambda params, state, ctx: (params, state),
-        labels=lambda params: jax.tree.map(lambda _: "default", params),
-        encoder=lambda params, state: {
-            "params": params["encoder"],
-            "batch_stats": state["encoder"],
-        },
+        encoders=image_encoder.of_one(encoder, projector, view),
     )

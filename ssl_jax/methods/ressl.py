@@ -20,7 +20,7 @@ from ssl_jax.contract.method import Method, Run
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.losses import infonce
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.parts import ema, queue, shuffle
+from ssl_jax.methods.parts import ema, image_encoder, queue, shuffle
 from ssl_jax.models import heads, network
 from ssl_jax.optim import schedules
 
@@ -56,6 +56,7 @@ def make(config: ConfigDict, run: Run) -> Method:
     queue.check(c.queue, run.batch // config.accumulate)
     local = {"group": c.group} if c.group else {}
     encoder = models.make({**config.model, **local})
+    view = augment.fixed(config.evaluate)
     projector = heads.MLP(**c.projector, **local, dtype=encoder.dtype)
     policies = tuple(augment.make("none", **config.views[v]) for v in ("first", "second"))
     momentum = schedules.cosine(c.momentum, c.momentum_final, run.total_steps)
@@ -112,17 +113,10 @@ def make(config: ConfigDict, run: Run) -> Method:
             metrics | spread(student, ctx.axis),
         )
 
-    def evaluated(params, state):
-        if c.encoder == "target":
-            params, state = state["target"], state["target_stats"]
-        return {"params": params["encoder"], "batch_stats": state["encoder"]}
-
     return Method(
         views=views,
         init=init,
         loss=loss,
-        after_step=lambda params, state, ctx: (params, state),
-        labels=lambda params: jax.tree.map(lambda _: "default", params),
-        encoder=evaluated,
+        encoders=image_encoder.of_two(encoder, projector, view, c.encoder),
         block=block,
     )

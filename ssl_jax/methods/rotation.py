@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
 from ssl_jax.contract.method import Method, Run
+from ssl_jax.methods.parts import image_encoder
 from ssl_jax.models import heads, network
 
 ROTATIONS = 4
@@ -28,6 +29,7 @@ def make(config: ConfigDict, run: Run) -> Method:
       run: not used.
     """
     encoder = models.make(config.model)
+    view = augment.fixed(config.evaluate)
     head = heads.MLP(widths=(ROTATIONS,), norms=("none",), biases=(True,), dtype=encoder.dtype)
     policy = augment.make("none", **config.views.image)
     padding = config.method.padding
@@ -57,10 +59,7 @@ def make(config: ConfigDict, run: Run) -> Method:
         views=views,
         init=init,
         loss=loss,
-        after_step=lambda params, state, ctx: (params, state),
-        labels=lambda params: jax.tree.map(lambda _: "default", params),
-        encoder=lambda params, state: {
-            "params": params["encoder"],
-            "batch_stats": state["encoder"],
+        encoders={
+            "encoder": image_encoder.image_encoder(encoder, image_encoder.online("encoder"), view)
         },
     )

@@ -11,6 +11,7 @@ from ssl_jax import augment, models
 from ssl_jax.contract.method import Method, Run
 from ssl_jax.losses import contrastive
 from ssl_jax.losses.spread import spread
+from ssl_jax.methods.parts import image_encoder
 from ssl_jax.models import heads, network
 
 
@@ -30,6 +31,7 @@ def make(config: ConfigDict, run: Run) -> Method:
       run: not used.
     """
     encoder = models.make(config.model)
+    view = augment.fixed(config.evaluate)
     projector = heads.MLP(**config.method.projector, dtype=encoder.dtype)
     policy, rows = augment.make("none", **config.views.both), config.method.encoder_rows
     temperature, scale, chunk = (config.method[k] for k in ("temperature", "loss_scale", "chunk"))
@@ -67,10 +69,5 @@ def make(config: ConfigDict, run: Run) -> Method:
         views=views,
         init=init,
         loss=loss,
-        after_step=lambda params, state, ctx: (params, state),
-        labels=lambda params: jax.tree.map(lambda _: "default", params),
-        encoder=lambda params, state: {
-            "params": params["encoder"],
-            "batch_stats": state["encoder"],
-        },
+        encoders=image_encoder.of_one(encoder, projector, view),
     )

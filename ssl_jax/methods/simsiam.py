@@ -14,6 +14,7 @@ from ssl_jax.contract.method import Method, Run
 from ssl_jax.errors import UserError
 from ssl_jax.losses import regression
 from ssl_jax.losses.spread import spread
+from ssl_jax.methods.parts import image_encoder
 from ssl_jax.models import heads, network
 from ssl_jax.optim import rules
 
@@ -36,6 +37,7 @@ def make(config: ConfigDict, run: Run) -> Method:
       UserError: predictor and projector do not end at one width.
     """
     encoder = models.make(config.model)
+    view = augment.fixed(config.evaluate)
     networks = {
         "encoder": encoder,
         "projector": heads.MLP(**config.method.projector, dtype=encoder.dtype),
@@ -96,10 +98,6 @@ def make(config: ConfigDict, run: Run) -> Method:
         views=views,
         init=init,
         loss=loss,
-        after_step=lambda params, state, ctx: (params, state),
         labels=labels,
-        encoder=lambda params, state: {
-            "params": params["encoder"],
-            "batch_stats": state["encoder"],
-        },
+        encoders=image_encoder.of_one(encoder, networks["projector"], view),
     )

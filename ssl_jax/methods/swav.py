@@ -18,6 +18,7 @@ from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 from ssl_jax.losses import clustering
 from ssl_jax.losses.spread import spread
+from ssl_jax.methods.parts import image_encoder
 from ssl_jax.models import heads, network
 
 
@@ -53,6 +54,7 @@ def make(config: ConfigDict, run: Run) -> Method:
     if m.local_crops and "local" not in config.views:
         raise UserError(f"method.local_crops is {m.local_crops}, but there is no views.local")
     encoder = models.make(config.model)
+    view = augment.fixed(config.evaluate)
     projector = heads.MLP(**m.projector, dtype=encoder.dtype)
     prototypes = heads.Prototypes(m.prototypes)
     big = (augment.make("none", **config.views.both),) * 2
@@ -147,10 +149,7 @@ def make(config: ConfigDict, run: Run) -> Method:
             **jax.tree.map(lambda _: "default", params),
             "prototypes": {"kernel": "prototypes"},
         },
-        encoder=lambda params, state: {
-            "params": params["encoder"],
-            "batch_stats": state["encoder"],
-        },
+        encoders=image_encoder.of_one(encoder, projector, view),
     )
 
 

@@ -120,7 +120,7 @@ def run_of(folder: pathlib.Path, drawn: Pictures | None, notes: tuple[str, ...] 
 def weights(config: ConfigDict, method: Method, state: TrainState) -> Weights:
     """Picks leaves of a training state, arrays or shapes."""
     return Weights(
-        encoder=method.encoder(state.params, state.state),
+        encoder=encoder.of_method(method, None).variables(state.params, state.state),
         mae=state.params if config.method.name == "mae" else None,
         prototypes=prototypes.select(config, state.params, state.state),
     )
@@ -134,12 +134,12 @@ def see(o: probing.Opened, batch: int) -> Seen:
       batch: images at a time over all devices.
     """
     saved = o.restored.saved
-    encode = encoder.compile_encode(saved.config, o.mesh)
+    encode = encoder.compile_encode(o.restored.encoder.features, o.mesh)
 
     def extract(variables, part):
         return encoder.extract(encode, variables, *part, batch, o.cluster)
 
-    first = encoder.untrained(saved, o.mesh)
+    first = encoder.untrained(saved, o.mesh, o.encoder)
     shown = o.judge or o.learn
     bank, bank_labels = extract(o.restored.variables, o.learn)
     first_bank, _ = extract(first, o.learn)

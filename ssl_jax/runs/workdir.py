@@ -1,17 +1,22 @@
 """The folder of a run: what lies where, and how its small files are written.
 
-config.json  metrics.jsonl  events.*  checkpoints/  report/  result.json
+config.json  facts.npz  metrics.jsonl  events.*  checkpoints/  report/  result.json
 """
 
 import contextlib
+import hashlib
+import io
 import json
 import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
+from ssl_jax.contract import batch
 from ssl_jax.contract.method import Run
 from ssl_jax.errors import UserError
 from ssl_jax.processes import insist
@@ -23,7 +28,7 @@ class Saved(NamedTuple):
 
     Attributes:
       config: the config of the run.
-      run: its static facts.
+      run: its static facts, those of its source among them.
       cpu_devices: CPU devices a process; used again when the run continues.
     """
 
@@ -33,16 +38,29 @@ class Saved(NamedTuple):
 
 
 def write_config(folder: pathlib.Path, saved: Saved) -> None:
-    """Writes config.json.
+    """Writes config.json, and facts.npz where the source has facts.
 
     Raises:
       UserError: the folder cannot be written.
     """
+    run = saved.run._asdict()
+    facts, fields = run.pop("facts"), run.pop("fields")
     content = {
         "config": json.loads(configs.to_json(saved.config)),
-        "run": saved.run._asdict(),
+        "run": run,
+        "fields": {k: {"dtype": f.dtype.name, "shape": list(f.shape)} for k, f in fields.items()},
         "cpu_devices": saved.cpu_devices,
     }
+    if facts:
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **{k: np.asarray(v) for k, v in facts.items()})
+        content["facts"] = hashlib.sha256(packed.getvalue()).hexdigest()
+        try:
+            _put(folder / "facts.npz", packed.getvalue())
+        except OSError as error:
+            raise UserError(
+                f"cannot write {folder / 'facts.npz'}: {error.strerror}; choose another --workdir"
+            ) from error
     write_json(folder / "config.json", content)
 
 
@@ -61,7 +79,9 @@ def read_config(folder: pathlib.Path) -> Saved | None:
         content = json.loads(file.read_text())
         config = configs.from_json(json.dumps(content["config"]))
         _check(config, content["run"], content["cpu_devices"])
-        return Saved(config, Run(**content["run"]), content["cpu_devices"])
+        fields = _fields(content.get("fields"), config)
+        run = Run(**content["run"], fields=fields, facts=_facts(folder, content.get("facts")))
+        return Saved(config, run, content["cpu_devices"])
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -167,17 +187,41 @@ def _write(file: pathlib.Path, content: dict[str, Any]) -> None:
     _put(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def _put(file: pathlib.Path, content: str) -> None:
-    """Writes a text whole or not at all; raises OSError."""
+def _put(file: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all; raises OSError."""
     beside = file.with_name(file.name + ".tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(content, encoding="utf-8")
+        beside.write_bytes(content if isinstance(content, bytes) else content.encode())
         os.replace(beside, file)
     except OSError:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise
+
+
+def _fields(saved: Any, config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """Fields of an example; a run that is older than they are learned from square pictures."""
+    if saved is None:
+        return batch.image(config.data.size, config.data.channels)
+    found = {}
+    for name, field in saved.items():
+        shape = tuple(field["shape"])
+        if not all(type(side) is int and 0 < side < 2**31 for side in shape):
+            raise TypeError(f"fields.{name} has the shape {shape!r:.50}")
+        found[name] = jax.ShapeDtypeStruct(shape, np.dtype(field["dtype"]))
+    return found
+
+
+def _facts(folder: pathlib.Path, digest: str | None) -> dict[str, np.ndarray]:
+    """What the source said of itself, as arrays; {} where it said nothing."""
+    if digest is None:
+        return {}
+    packed = (folder / "facts.npz").read_bytes()
+    if hashlib.sha256(packed).hexdigest() != digest:
+        raise ValueError("facts.npz is not the one that it names")
+    with np.load(io.BytesIO(packed), allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
 def _check(config: ConfigDict, run: Any, cpu_devices: Any) -> None:

@@ -1,7 +1,6 @@
 """A run before its first step: data, method, devices, optimizer, compiled functions."""
 
 import contextlib
-import math
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax.checkpoints import store, verify
+from ssl_jax.contract import batch
 from ssl_jax.contract.method import Method, Run
 from ssl_jax.data import resident, sources
 from ssl_jax.devices import layout, mapping
@@ -77,12 +77,10 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
         )
     per_epoch = train.examples // config.batch
     total = config.steps if config.steps is not None else round(config.epochs * per_epoch)
-    facts = Run(train.examples, config.batch, per_epoch, max(total, 1))
-    if saved is not None and saved.run != facts:
-        raise UserError(
-            f"{train.name} has {facts.examples:,} images, but the run in {config.workdir} began "
-            f"with {saved.run.examples:,}; choose another --workdir, or bring the data back"
-        )
+    counts = (train.examples, config.batch, per_epoch, max(total, 1))
+    facts = Run(*counts, dict(train.fields), dict(train.facts))
+    if saved is not None:
+        check_continued(config, train, saved.run, facts)
     method = METHODS[config.method.name](config, facts)
 
     micro = config.batch // config.accumulate
@@ -95,14 +93,7 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
     if micro % (jax.device_count() * method.block):
         raise UserError(undivided(config, cluster, method.block, jax.device_count()))
     mesh = layout.mesh()
-    b = micro // jax.device_count()
-    shape = (b, config.data.size, config.data.size, config.data.channels)
-    blank = {
-        "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
-        "index": jax.ShapeDtypeStruct((b,), jnp.int32),
-        "label": jax.ShapeDtypeStruct((b,), jnp.int32),
-    }
-
+    blank = batch.specs(train.fields, micro // jax.device_count())
     counts = {
         "batch": facts.batch,
         "steps_per_epoch": facts.steps_per_epoch,
@@ -127,9 +118,40 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
         create=jax.jit(create, out_shardings=layout.replicated(mesh)),
         step=mapping.compile_step(step, mesh, config.parallel),
         steps=mapping.compile_steps(
-            make_steps(step, config.accumulate, train.shape), mesh, config.parallel
+            make_steps(step, config.accumulate, train.fields), mesh, config.parallel
         ),
     )
+
+
+def check_continued(config: ConfigDict, train: sources.Source, before: Run, now: Run) -> None:
+    """Checks that a run continues on the data that it began with.
+
+    Raises:
+      UserError: other counts, other fields of an example, or other facts of the source.
+    """
+    there = f"the run in {config.workdir} began with"
+    mend = "choose another --workdir, or bring the data back"
+    if before[:4] != now[:4]:
+        raise UserError(
+            f"{train.name} has {now.examples:,} images, but {there} {before.examples:,}; {mend}"
+        )
+    shapes = [batch.described(run.fields) for run in (before, now)]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            f"{train.name} has examples of {shapes[1]}, but {there} {shapes[0]}; {mend}"
+        )
+    other = [name for name in {*before.facts, *now.facts} if not same(name, before, now)]
+    if other:
+        what = ", ".join(sorted(other))
+        raise UserError(f"{train.name} has another {what} than {there}; {mend}")
+
+
+def same(name: str, before: Run, now: Run) -> bool:
+    """Whether a fact of the source is what it was."""
+    if name not in before.facts or name not in now.facts:
+        return False
+    a, b = (np.asarray(run.facts[name]) for run in (before, now))
+    return a.dtype.kind == b.dtype.kind and np.array_equal(a, b)
 
 
 def undivided(config: ConfigDict, cluster: host.Cluster, block: int, devices: int) -> str:
@@ -187,7 +209,6 @@ def introduce(e: Experiment, folder: pathlib.Path) -> None:
     """Says in a few lines what is about to happen."""
     params = jax.eval_shape(e.create, jax.random.key(0)).params
     count = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(params))
-    h, w, c = e.train.shape
     devices = jax.devices()
     where = f"{len(devices)} {devices[0].platform} device{'s' if len(devices) > 1 else ''}"
     if e.cluster.processes > 1:
@@ -197,7 +218,7 @@ def introduce(e: Experiment, folder: pathlib.Path) -> None:
     images = f"{e.train.examples:,} training" + (
         f" and {e.test.examples:,} test images" if e.test else " images"
     )
-    print(f"{e.config.method.name} on {e.train.name}: {images}, {h}×{w}×{c}")
+    print(f"{e.config.method.name} on {e.train.name}: {images}, {batch.described(e.train.fields)}")
     print(
         f"{e.config.model.name}, {count:,} parameters; {e.run.total_steps:,} steps of "
         f"{e.config.batch} images; workdir {folder}"
@@ -228,40 +249,33 @@ def compile_step(e: Experiment) -> Callable[[Any, Any], tuple[TrainState, dict[s
     """
     if e.config.data.resident:
         return compile_steps(e)
-    h, w, c = e.train.shape
     k, rows = e.config.accumulate, e.config.batch // e.config.accumulate
-    batch = {
-        "image": jax.ShapeDtypeStruct((k, rows, h, w, c), jnp.uint8),
-        "index": jax.ShapeDtypeStruct((k, rows), jnp.int32),
-        "label": jax.ShapeDtypeStruct((k, rows), jnp.int32),
-    }
-    batch = layout.like_batch(batch, e.mesh, e.config.parallel)
-    return e.step.lower(like(e), batch).compile()
+    blank = layout.like_batch(batch.specs(e.train.fields, k, rows), e.mesh, e.config.parallel)
+    return e.step.lower(like(e), blank).compile()
 
 
 def compile_steps(e: Experiment) -> Callable[[Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """Compiles the calls of `steps_at_once` steps, and the last, shorter one where there is one.
 
     Returns:
-      f(state, (images, rows)) -> (state, metrics), see `make_steps`.
+      f(state, (examples, rows)) -> (state, metrics), see `make_steps`.
     """
     n, whole = e.train.examples, layout.replicated(e.mesh)
     k, rows = e.config.accumulate, e.config.batch // e.config.accumulate
-    images = {
-        "image": jax.ShapeDtypeStruct((n, math.prod(e.train.shape)), jnp.uint8, sharding=whole),
-        "index": jax.ShapeDtypeStruct((n,), jnp.int32, sharding=whole),
-        "label": jax.ShapeDtypeStruct((n,), jnp.int32, sharding=whole),
-    }
+    examples = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+        batch.flat_specs(e.train.fields, n),
+    )
     calls, left = divmod(e.run.total_steps, e.config.steps_at_once)
     programs = {}
     for steps in (*[e.config.steps_at_once] * (calls > 0), *[left] * (left > 0)):
         taken = jax.ShapeDtypeStruct((steps * k, rows), jnp.int32)
         taken = layout.like_batch(taken, e.mesh, e.config.parallel)
-        programs[taken.shape] = e.steps.lower(like(e), images, taken).compile()
+        programs[taken.shape] = e.steps.lower(like(e), examples, taken).compile()
 
-    def step(state, batch):
-        images, taken = batch
-        return programs[taken.shape](state, images, taken)
+    def step(state, given):
+        examples, taken = given
+        return programs[taken.shape](state, examples, taken)
 
     return step
 

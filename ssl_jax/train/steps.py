@@ -1,7 +1,7 @@
 """Several training steps in one program: small steps then never wait for the host."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -29,25 +29,26 @@ def at_once(intervals: Iterable[int]) -> int:
 def make_steps(
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
     accumulate: int,
-    shape: tuple[int, int, int],
+    fields: Mapping[str, jax.ShapeDtypeStruct],
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """Returns steps(state, images, rows, axis) for `mapping.compile_steps`: a `lax.scan` of steps.
+    """Returns steps(state, whole, rows, axis) for `mapping.compile_steps`: a `lax.scan` of steps.
 
     Args:
       step: from `make_step`, for the rows of one device.
       accumulate: micro-batches of a step.
-      shape: (H, W, C) of an image.
+      fields: of an example, see `Source.fields`.
 
     Returns:
-      steps(state, images, rows, axis) -> (state, metrics): images is the whole set as
+      steps(state, whole, rows, axis) -> (state, metrics): whole is the set as
       `resident.collect` has it; rows int32 [steps · accumulate, b], places in it; metrics float32
       [steps], otherwise as those of `step`.
     """
 
-    def steps(state: TrainState, images: Any, rows: jax.Array, axis: str | None):
+    def steps(state: TrainState, whole: Any, rows: jax.Array, axis: str | None):
         def one(state, rows):  # int32 [accumulate, b]
-            batch = {k: jnp.take(x, rows, axis=0, mode="clip") for k, x in images.items()}
-            batch["image"] = batch["image"].reshape(*rows.shape, *shape)
+            batch = {k: jnp.take(x, rows, axis=0, mode="clip") for k, x in whole.items()}
+            for name, field in fields.items():  # [accumulate, b, prod] -> [accumulate, b, …]
+                batch[name] = batch[name].reshape(*rows.shape, *field.shape)
             return step(state, batch, axis)
 
         return lax.scan(one, state, rows.reshape(-1, accumulate, rows.shape[1]))

@@ -5,7 +5,6 @@
 The same step, loop, optimizers and checkpoints as pretraining's then train it (train/step.py).
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,7 +16,8 @@ from ssl_jax import augment
 from ssl_jax.augment.erasing import Erasing, erase
 from ssl_jax.augment.mixing import Mixing, mix, soft_targets
 from ssl_jax.contract.method import Method
-from ssl_jax.devices import collectives, mapping
+from ssl_jax.devices import collectives
+from ssl_jax.methods.parts import image_encoder
 from ssl_jax.models import linear, network
 
 
@@ -26,6 +26,7 @@ class Recipe(NamedTuple):
 
     Attributes:
       policy: the random view.
+      view: the fixed view, in evaluation.
       erasing: after it.
       mixing: after that.
       label_smoothing: s in [0, 1).
@@ -33,6 +34,7 @@ class Recipe(NamedTuple):
     """
 
     policy: augment.Policy
+    view: augment.Fixed
     erasing: Erasing
     mixing: Mixing
     label_smoothing: float
@@ -74,7 +76,8 @@ def make(model: nn.Module, classes: int, recipe: Recipe) -> Method:
 
     Parameters are {'encoder': …, 'head': {'kernel', 'bias'}}, the state is {'batch_stats': …}. BN
     uses and updates batch statistics, over all devices. A row without label (-1) has no loss but
-    counts in the mean.
+    counts in the mean. Its encoders are 'encoder', the network, and 'classifier', whose features
+    are the scores of the classes.
 
     Args:
       model: an encoder of `models.make`, axis None.
@@ -82,6 +85,15 @@ def make(model: nn.Module, classes: int, recipe: Recipe) -> Method:
       recipe: see `Recipe`.
     """
     mixed = is_mixed(recipe.mixing)
+
+    def encoder(params, state):
+        return {"params": params["encoder"], **state}
+
+    def whole(params, state):
+        return {"encoder": encoder(params, state), "head": params["head"]}
+
+    def scores(variables, x):
+        return logits(variables["head"], model.apply(variables["encoder"], x, train=False))
 
     def views(key, batch, ctx):
         crop_key, erase_key, mix_key = (jax.random.fold_in(key, i) for i in range(3))
@@ -107,47 +119,27 @@ def make(model: nn.Module, classes: int, recipe: Recipe) -> Method:
         features, stats = network.forward(
             model, params["encoder"], state["batch_stats"], views["image"], ctx.axis, keys=keys
         )
-        scores = logits(params["head"], features)
-        value = jnp.mean(optax.losses.softmax_cross_entropy(scores, views["target"]))
-        right = jnp.argmax(scores, 1) == views["label"]
+        found = logits(params["head"], features)
+        value = jnp.mean(optax.losses.softmax_cross_entropy(found, views["target"]))
+        right = jnp.argmax(found, 1) == views["label"]
         return value, ({"batch_stats": stats}, {"train_top1": jnp.mean(right)})
 
     return Method(
         views=views,
         init=init,
         loss=loss,
-        after_step=lambda params, state, ctx: (params, state),
         labels=lambda params: {
             name: jax.tree.map(lambda _, name=name: name, part) for name, part in params.items()
         },
-        encoder=lambda params, state: {"params": params["encoder"], **state},
+        encoders={
+            "encoder": image_encoder.image_encoder(model, encoder, recipe.view),
+            "classifier": image_encoder.on_view(whole, scores, recipe.view),
+        },
         block=2 if mixed else 1,
+        uses_labels=True,
     )
 
 
 def logits(head: Any, features: jax.Array) -> jax.Array:
     """features [b, d] @ kernel [d, classes] + bias, float32 [b, classes]."""
     return features @ head["kernel"] + head["bias"]
-
-
-def compile_predict(
-    model: nn.Module, mesh, see: Callable[[jax.Array], jax.Array]
-) -> Callable[[Any, Any], dict[str, jax.Array]]:
-    """Compiles the network in evaluation mode over all devices.
-
-    Args:
-      model: as for `make`.
-      mesh: from `layout.mesh()`.
-      see: uint8 [b, H, W, C] -> float32 [b, s, s, C], the fixed view.
-
-    Returns:
-      what `evaluate.encoder.extract` takes, with scores [b, classes] in place of features; its
-      variables are {'encoder': variables, 'head': …}.
-    """
-
-    def predict(variables, rows):
-        features = model.apply(variables["encoder"], see(rows["image"]), train=False)
-        scores = logits(variables["head"], features)
-        return {"image": scores, "label": rows["label"], "valid": rows["index"] >= 0}
-
-    return mapping.compile_rows(predict, mesh)

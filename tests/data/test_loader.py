@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from ssl_jax.contract.batch import image
 from ssl_jax.contract.source import Lost, Source
 from ssl_jax.data import loader
 from ssl_jax.data.sources import open_source
@@ -20,7 +21,7 @@ def count(n, read=None, name="counted"):
         image = np.broadcast_to(rows[:, None, None, None], (len(rows), 2, 2, 1)).astype(np.uint8)
         return {"image": image, "index": rows.astype(np.int32), "label": (rows % 3).astype("i4")}
 
-    return Source(name, n, 3, (2, 2, 1), read or plain, lambda: [])
+    return Source(name, n, 3, image(2, 1), read or plain, lambda: [])
 
 
 def alive():

@@ -13,6 +13,7 @@ from ssl_jax.devices import collectives, layout, mapping
 from ssl_jax.train.steps import make_steps
 
 N, BROKEN, SHAPE = 37, 5, (3, 2, 3)
+FIELDS = {"image": jax.ShapeDtypeStruct(SHAPE, np.uint8)}
 BATCH, ACCUMULATE, SEED = 16, 2, 7
 START, STOP = 1, 6  # two steps an epoch: over two of its ends
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, *SHAPE), np.uint8)
@@ -24,7 +25,7 @@ def read(rows):
     return {"image": IMAGES[index], "index": index, "label": index % 3}
 
 
-SOURCE = Source("noise", N, 3, SHAPE, read, lambda: [])
+SOURCE = Source("noise", N, 3, FIELDS, read, lambda: [])
 
 
 def collect(source, **more):
@@ -71,7 +72,7 @@ def test_a_step_sees_the_batch_that_the_loader_would_give(devices, mode, monkeyp
 
         return state + 1, jax.tree.map(everyone, batch)
 
-    steps = mapping.compile_steps(make_steps(step, ACCUMULATE, SHAPE), mesh, mode)
+    steps = mapping.compile_steps(make_steps(step, ACCUMULATE, FIELDS), mesh, mode)
     images = layout.put_whole(collect(SOURCE), mesh)
     state, found = jax.device_put(np.int32(0), layout.replicated(mesh)), []
     for rows in rows_of(at_once=3):

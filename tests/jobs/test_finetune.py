@@ -17,6 +17,7 @@ from ssl_jax import augment, models
 from ssl_jax.augment.erasing import Erasing
 from ssl_jax.augment.mixing import Mixing, soft_targets
 from ssl_jax.checkpoints import store as checkpoint
+from ssl_jax.contract.batch import image
 from ssl_jax.contract.method import Context
 from ssl_jax.contract.source import Source
 from ssl_jax.devices import collectives, layout, mapping
@@ -177,7 +178,7 @@ def test_the_labels_that_are_asked_for():
             image = np.broadcast_to(blank, (len(rows), 1, 1, 1))
             return {"image": image, "index": rows, "label": labels[rows].astype(np.int32)}
 
-        return Source("a set", len(labels), 2, (1, 1, 1), read, list)
+        return Source("a set", len(labels), 2, image(1, 1), read, list)
 
     part = representation.Part(source(labels), np.arange(1, 9))
     assert finetune.labelled_rows(part, 1.0, None, 0).tolist() == [1, 3, 4, 6, 7, 8]
@@ -217,8 +218,7 @@ def test_fixed_positions_are_where_learned_ones_begin():
     variables = jax.jit(fixed.init)(jax.random.key(1), x)
     opened = types.SimpleNamespace(
         restored=types.SimpleNamespace(
-            variables=variables,
-            saved=types.SimpleNamespace(config=types.SimpleNamespace(model=fields)),
+            variables=variables, encoder=types.SimpleNamespace(network=fixed)
         ),
         mesh=layout.mesh(),
     )
@@ -238,7 +238,7 @@ def test_a_vit_drops_the_same_paths_on_any_devices():
         model = models.make(fields | {"drop_path": rate, "pool": "mean"})
         policy = augment.make("supervised", 8, mean=(0.5,), std=(0.5,))
         mixing = Mixing(mixup=0.8, cutmix=1.0, mode="elem")
-        recipe = supervised.Recipe(policy, Erasing(0.5), mixing, 0.1, "torch")
+        recipe = supervised.Recipe(policy, augment.Fixed(8), Erasing(0.5), mixing, 0.1, "torch")
         method = supervised.make(model, 3, recipe)
         generator = np.random.default_rng(0)
         images = generator.integers(0, 256, (16, 10, 10, 1)).astype(np.uint8)
@@ -297,7 +297,7 @@ def test_a_mistake_is_one_line(runs, capsys, more, message):
 def test_the_loss_by_hand():
     """Cross-entropy of head(encoder(x)) with batch statistics, mean over rows."""
     model = models.make({"name": "resnet", "blocks": (1,), "width": 4, "stem": "small"})
-    recipe = supervised.Recipe(None, None, Mixing(), 0.1, "torch")
+    recipe = supervised.Recipe(None, augment.Fixed(8), None, Mixing(), 0.1, "torch")
     method = supervised.make(model, 3, recipe)
     x = jax.random.normal(jax.random.key(0), (6, 8, 8, 1))
     labels = jnp.asarray([0, 1, 2, 0, 1, -1])

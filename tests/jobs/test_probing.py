@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import types
 
 import jax
 import numpy as np
@@ -10,11 +11,14 @@ from kit import tiny_run
 from PIL import Image
 
 from ssl_jax import models
+from ssl_jax.contract.batch import image
+from ssl_jax.contract.method import Run
 from ssl_jax.devices import layout
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate import probing
-from ssl_jax.evaluate.features import encoder, representation
+from ssl_jax.evaluate.features import encoder, representation, run_features
 from ssl_jax.runs import config as configs
+from ssl_jax.runs import workdir
 
 
 @pytest.fixture(scope="module")
@@ -158,13 +162,13 @@ def test_classes_without_a_label_are_no_accuracy():
 def test_embeddings_behind_the_projector(runs, capsys):
     """By hand: linear, BatchNorm with running statistics, ReLU, linear, scale of a BatchNorm."""
     mesh = layout.mesh()
-    both = encoder.restore(runs / "0", mesh, encoder.with_projector)
+    both = encoder.restore(runs / "0", mesh, "projector")
     x = jax.random.normal(jax.random.key(0), (4, 28, 28, 1))
     model = models.make(both.saved.config.model)
-    found = encoder.projected(both.saved.config)(model, both.variables, x)
+    found = both.encoder.embed(both.variables, x)
 
     variables = jax.tree.map(np.asarray, both.variables["projector"])
-    h = np.asarray(encoder.pooled(model, both.variables["encoder"], x))
+    h = np.asarray(model.apply(both.variables["encoder"], x, train=False))
     for i, last in enumerate((False, True)):
         p, norm = (variables["params"][f"{name}{i}"] for name in ("linear", "norm"))
         stats = variables["batch_stats"][f"norm{i}"]
@@ -177,5 +181,8 @@ def test_embeddings_behind_the_projector(runs, capsys):
     behind = json.loads((runs / "0" / "knn_projector" / "result.json").read_text())
     own = json.loads((runs / "0" / "result.json").read_text())
     assert 0.1 < behind["knn_top1"] != own["knn_top1"]
+    run = Run(64, 16, 4, 10, image(28, 1))
+    mae = workdir.Saved(configs.load("configs/mae.py:digits")[0], run, 1)
+    opened = types.SimpleNamespace(restored=encoder.Restored(mae, 0, None, None))
     with pytest.raises(UserError, match="mae has no projector"):
-        encoder.projected(configs.load("configs/mae.py:digits")[0])
+        run_features.network(opened, "projector")

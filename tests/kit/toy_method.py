@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from ssl_jax.contract.encoder import Encoder
 from ssl_jax.contract.method import Method
 from ssl_jax.devices import collectives
 
@@ -34,11 +35,14 @@ def make(poison: int = -1) -> Method:
     def after_step(params, state, ctx):
         return params, {**state, "after": ctx.step + 1}
 
+    def features(variables, batch):
+        x = batch["image"].reshape(len(batch["image"]), -1) / 255.0  # [b, 16]
+        return x @ variables["params"]["w"]  # [b, 16] @ [16, 8]
+
     return Method(
         views=views,
         init=init,
         loss=loss,
+        encoders={"encoder": Encoder(lambda params, state: {"params": params}, features)},
         after_step=after_step,
-        labels=lambda params: jax.tree.map(lambda _: "default", params),
-        encoder=lambda params, state: {"params": params},
     )

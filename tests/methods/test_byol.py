@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from kit import probed
 from ml_collections import ConfigDict
 
 from ssl_jax.contract.method import Context, Run
@@ -250,9 +251,9 @@ def test_without_predictor(make, predictor):
 def test_probing_reads_the_online_encoder_unless_told_otherwise(make):
     views, params, state = setting(make())
     _, (state, _) = make().loss(params, state, views, context())
-    online = make().encoder(params, state)
+    online = probed.variables(make(), params, state)
     assert online["params"] is params["encoder"] and online["batch_stats"] is state["encoder"]
-    target = make(encoder="target").encoder(params, state)
+    target = probed.variables(make(encoder="target"), params, state)
     assert target["params"] is state["target"]["encoder"]
     assert target["batch_stats"] is state["target_stats"]["encoder"]
     assert set(jax.tree.leaves(make().labels(params))) == {"default"}

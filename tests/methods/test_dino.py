@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from kit import tiny
+from kit import probed, tiny
 from ml_collections import ConfigDict
 
 from ssl_jax import models
@@ -273,11 +273,13 @@ def test_the_teacher_starts_as_the_student_and_is_probed(setting):
         jax.tree.map(np.testing.assert_array_equal, state["target"][name], params[name])
     moved = jax.tree.map(lambda x: x + 1, state["target"]["encoder"])
     state = {**state, "target": {**state["target"], "encoder": moved}}
-    assert method.encoder(params, state)["params"] is moved
-    assert method.encoder(params, state)["batch_stats"] is state["target_stats"]["encoder"]
+    assert probed.variables(method, params, state)["params"] is moved
+    assert (
+        probed.variables(method, params, state)["batch_stats"] is state["target_stats"]["encoder"]
+    )
     config = config.copy_and_resolve_references()
     config.method.encoder = "online"
-    online = dino.make(config, RUN).encoder(params, state)
+    online = probed.variables(dino.make(config, RUN), params, state)
     assert online["params"] is params["encoder"] and online["batch_stats"] is state["encoder"]
 
 

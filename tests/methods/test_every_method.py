@@ -8,7 +8,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from kit import tiny
+from kit import probed, tiny
 
 from ssl_jax.checkpoints import store
 from ssl_jax.contract.method import Run
@@ -172,14 +172,14 @@ def test_probing_reads_an_encoder_that_has_moved(name):
     config = tiny.config(name)
     method = METHODS[name](config, RUN)
     mesh, _, start = compiled(name, 1, "shard_map")
-    encode = encoder.compile_encode(config, mesh)
+    encode = encoder.compile_encode(probed.features(method), mesh)
     rows = {
         "image": np.random.default_rng(1).integers(0, 256, (8, 28, 28, 1), dtype=np.uint8),
         "index": np.arange(8, dtype=np.int32),
         "label": np.zeros(8, np.int32),
     }
     features = [
-        np.asarray(encode(method.encoder(s.params, s.state), rows)["image"])
+        np.asarray(encode(probed.variables(method, s.params, s.state), rows)["features"])
         for s in (start(), trained(name)[1])
     ]
     assert np.isfinite(features).all() and np.ptp(features[1], axis=0).max() > 0

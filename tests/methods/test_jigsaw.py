@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kit import probed
 
 from ssl_jax.augment import policies, tiles
 from ssl_jax.contract.method import Context, Run
@@ -121,7 +122,7 @@ def test_the_encoder_reads_whole_images():
     config, _ = configs.load("configs/jigsaw.py:digits")
     config.model.width, config.model.blocks = 8, (1,)
     encoder = jigsaw.models.make(config.model)
-    features = encoder.apply(method.encoder(params, state), jnp.ones((2, 36, 36, 1)))
+    features = encoder.apply(probed.variables(method, params, state), jnp.ones((2, 36, 36, 1)))
     assert features.shape == (2, 8)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from kit import tiny
+from kit import probed, tiny
 
 from ssl_jax.contract.method import Context, Run
 from ssl_jax.devices import collectives, layout
@@ -263,9 +263,9 @@ def test_decoupled_and_weighted_are_the_losses_of_dcl(monkeypatch):
 def test_probing_reads_either_encoder(small):
     config, views = small
     params, state = jax.jit(variant(config).init)(jax.random.key(0), views)
-    online = variant(config).encoder(params, state)
+    online = probed.variables(variant(config), params, state)
     assert online == {"params": params["encoder"], "batch_stats": state["encoder"]}
-    target = variant(config, encoder="target").encoder(params, state)
+    target = probed.variables(variant(config, encoder="target"), params, state)
     assert target["params"] is state["target"]["encoder"]
     assert target["batch_stats"] is state["target_stats"]["encoder"]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from kit import tiny
+from kit import probed, tiny
 
 from ssl_jax.augment import policies
 from ssl_jax.contract.method import Context, Run
@@ -224,10 +224,10 @@ def test_micro_batches_share_one_update_of_the_target(images):
 def test_probing_reads_either_encoder(images):
     config = vit()
     params, state = jax.jit(moco_v3.make(config, RUN).init)(jax.random.key(0), images)
-    online = moco_v3.make(config, RUN).encoder(params, state)
+    online = probed.variables(moco_v3.make(config, RUN), params, state)
     assert online["params"] is params["encoder"]
     config.method.encoder = "target"
-    target = moco_v3.make(config, RUN).encoder(params, state)
+    target = probed.variables(moco_v3.make(config, RUN), params, state)
     assert target["params"] is state["target"]["encoder"]
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kit import tiny
+from kit import probed, tiny
 
 from ssl_jax.augment import policies
 from ssl_jax.contract.method import Context, Run
@@ -165,9 +165,9 @@ def test_weight_decay_of_the_official_names(small):
 def test_probing_reads_either_encoder(small):
     config, views = small
     params, state = jax.jit(variant(config).init)(jax.random.key(0), views)
-    online = variant(config).encoder(params, state)
+    online = probed.variables(variant(config), params, state)
     assert online["params"] is params["encoder"] and online["batch_stats"] is state["encoder"]
-    target = variant(config, encoder="target").encoder(params, state)
+    target = probed.variables(variant(config, encoder="target"), params, state)
     assert target["params"] is state["target"]["encoder"]
     assert target["batch_stats"] is state["target_stats"]["encoder"]
 

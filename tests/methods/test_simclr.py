@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from kit import probed
 
 from ssl_jax.contract.method import Context, Run
 from ssl_jax.devices import collectives, layout
@@ -105,7 +106,7 @@ def test_the_imagenet_preset_has_the_scale_of_the_official_loss(monkeypatch):
 
 def test_probing_reads_the_encoder_and_the_optimizer_has_one_group(setting):
     _, method, _, _, params, state = setting
-    variables = method.encoder(params, state)
+    variables = probed.variables(method, params, state)
     assert set(variables) == {"params", "batch_stats"}
     assert jax.tree.structure(variables["params"]) == jax.tree.structure(params["encoder"])
     assert set(jax.tree.leaves(method.labels(params))) == {"default"}

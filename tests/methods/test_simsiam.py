@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import traverse_util
+from kit import probed
 from ml_collections import ConfigDict
 
 from ssl_jax.contract.method import Context, Run
@@ -165,7 +166,7 @@ def test_without_predictor_stop_gradient_halves_the_gradient(make, predictor):
 
 def test_probing_reads_the_encoder(make):
     _, params, state = setting(make())
-    variables = make().encoder(params, state)
+    variables = probed.variables(make(), params, state)
     assert variables == {"params": params["encoder"], "batch_stats": state["encoder"]}
 
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from sklearn.neighbors import NearestNeighbors
 
 from ssl_jax import augment, models
+from ssl_jax.contract.batch import image
 from ssl_jax.contract.method import Context, Run
 from ssl_jax.contract.source import Source
 from ssl_jax.evaluate.features.representation import Part
@@ -30,7 +31,7 @@ def source(count, classes=3):
         )
         return {"image": image, "index": rows, "label": np.asarray(rows) % classes}
 
-    return Source("test", count, classes, (4, 4, 1), read, lambda: [])
+    return Source("test", count, classes, image(4, 1), read, lambda: [])
 
 
 def seen(bank, features, labels=None, learn=None, shown=None):

@@ -7,6 +7,7 @@ import optax
 import pytest
 from kit import toy_method
 
+from ssl_jax.contract.batch import image
 from ssl_jax.contract.method import Run
 from ssl_jax.devices import layout, mapping
 from ssl_jax.train import loop
@@ -67,7 +68,7 @@ def single():
 
 def in_calls(mode, stop_after=None):
     mesh = layout.mesh()
-    steps = mapping.compile_steps(make_steps(one(), 1, (4, 4, 1)), mesh, mode)
+    steps = mapping.compile_steps(make_steps(one(), 1, image(4, 1)), mesh, mode)
     images = layout.put_whole({"image": IMAGES.reshape(N, -1)}, mesh)
     calls = (layout.put_batch(ROWS[i : i + K], mesh, mode) for i in range(0, STOP, K))
     return train(lambda state, rows: steps(state, images, rows), calls, K, stop_after)

@@ -1,13 +1,64 @@
 """From config.data to a Source."""
 
 import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from ssl_jax.contract.source import NoSplit, Source
 from ssl_jax.errors import UserError, near_misses
 
 __all__ = ["NoSplit", "Source", "open_source"]
 
-KINDS = ("digits", "scenes", "synthetic", "folder:/path", "tfds:name")
+
+def _digits(name: str, split: str, data) -> Source:
+    from ssl_jax.data.sources.digits import open_digits
+
+    return open_digits(split, data)
+
+
+def _scenes(name: str, split: str, data) -> Source:
+    from ssl_jax.data.sources.scenes import open_scenes
+
+    return open_scenes(split, data)
+
+
+def _synthetic(name: str, split: str, data) -> Source:
+    from ssl_jax.data.sources.synthetic import open_synthetic
+
+    return open_synthetic(split, data)
+
+
+def _folder(name: str, split: str, data) -> Source:
+    from ssl_jax.data.sources.folder import open_folder
+
+    return open_folder(name, split, data)
+
+
+def _tfds(name: str, split: str, data) -> Source:
+    from ssl_jax.data.sources.tfds import open_tfds
+
+    return open_tfds(name, split, data)
+
+
+class Kind(NamedTuple):
+    """A kind of source.
+
+    Attributes:
+      open: (what stands after the colon, split, config.data) -> Source. It imports what it needs.
+      usage: how `data.source` names it.
+    """
+
+    open: Callable[[str, str, Any], Source]
+    usage: str
+
+
+KINDS = {
+    "digits": Kind(_digits, "digits"),
+    "scenes": Kind(_scenes, "scenes"),
+    "synthetic": Kind(_synthetic, "synthetic"),
+    "folder": Kind(_folder, "folder:/path"),
+    "tfds": Kind(_tfds, "tfds:name"),
+}
 
 
 def open_source(data, split: str) -> Source:
@@ -36,27 +87,11 @@ def open_source(data, split: str) -> Source:
         )
     if not 0 <= data.max_bad <= 1:
         raise UserError(f"data.max_bad={data.max_bad} is a fraction: 0 to 1.")
-    kind, _, name = data.source.partition(":")
-    if kind == "folder" and name:
-        from ssl_jax.data.sources.folder import open_folder
-
-        return open_folder(name, split, data)
-    if kind == "tfds" and name:
-        from ssl_jax.data.sources.tfds import open_tfds
-
-        return open_tfds(name, split, data)
-    if data.source == "digits":
-        from ssl_jax.data.sources.digits import open_digits
-
-        return open_digits(split, data)
-    if data.source == "scenes":
-        from ssl_jax.data.sources.scenes import open_scenes
-
-        return open_scenes(split, data)
-    if data.source == "synthetic":
-        from ssl_jax.data.sources.synthetic import open_synthetic
-
-        return open_synthetic(split, data)
+    kind, colon, name = data.source.partition(":")
+    known = KINDS.get(kind)
+    if known is not None and bool(name) == (":" in known.usage) and bool(colon) == bool(name):
+        return known.open(name, split, data)
     if os.path.isdir(os.path.expanduser(data.source)):
         raise UserError(f"Unknown data.source={data.source!r}. Did you mean folder:{data.source}?")
-    raise UserError(f"Unknown data.source={data.source!r}.{near_misses(data.source, KINDS)}")
+    usages = [kind.usage for kind in KINDS.values()]
+    raise UserError(f"Unknown data.source={data.source!r}.{near_misses(data.source, usages)}")

@@ -6,6 +6,7 @@ import stat
 
 import numpy as np
 
+from ssl_jax.contract import batch
 from ssl_jax.contract.source import NoSplit, Source
 from ssl_jax.data.decode import reader
 from ssl_jax.data.decode.picture import MAX_PIXELS, Unreadable
@@ -75,8 +76,8 @@ def open_folder(root: str, split: str, data) -> Source:
         return os.path.join(folder, paths[row]).encode("utf-8", "replace").decode()
 
     read, bad = reader.reader(load, path, len(paths), data, folder)
-    shape = (data.size, data.size, data.channels)
-    return Source(f"folder:{folder}", len(paths), len(names), shape, read, bad, names)
+    fields = batch.image(data.size, data.channels)
+    return Source(f"folder:{folder}", len(paths), len(names), fields, read, bad, names)
 
 
 def content(path: str) -> bytes:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ssl_jax.contract import batch
 from ssl_jax.contract.source import Source
 from ssl_jax.errors import UserError
 
@@ -93,8 +94,8 @@ def open_scenes(split: str, data) -> Source:
             "label": drawn["label"],
         }
 
-    shape = (size, size, channels)
-    return Source(f"scenes {split}", n, len(SHAPES), shape, read, lambda: [], SHAPES)
+    fields = batch.image(size, channels)
+    return Source(f"scenes {split}", n, len(SHAPES), fields, read, lambda: [], SHAPES)
 
 
 def dense_labels(split: str, rows, size: int) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ssl_jax.contract import batch
 from ssl_jax.contract.source import Source
 from ssl_jax.errors import UserError
 
@@ -38,4 +39,5 @@ def open_synthetic(split: str, data) -> Source:
         }
 
     names = tuple(str(c) for c in range(data.classes))
-    return Source(f"synthetic {split}", n, data.classes, shape, read, lambda: [], names)
+    fields = batch.image(data.size, data.channels)
+    return Source(f"synthetic {split}", n, data.classes, fields, read, lambda: [], names)

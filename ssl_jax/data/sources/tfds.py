@@ -6,6 +6,7 @@ decode.py. Sets prepared as TFRecord are first converted, once (see tfrecord.py)
 
 import os
 
+from ssl_jax.contract import batch
 from ssl_jax.contract.source import NoSplit, Source
 from ssl_jax.data.decode import reader
 from ssl_jax.errors import UserError
@@ -71,9 +72,9 @@ def from_folder(folder: str, wanted: str, name: str, split: str, data) -> Source
         load, lambda row: f"{name} {wanted} example {row}", len(records), data, f"{name} {wanted}"
     )
     classes = info.features[label].num_classes if label else 0
-    shape = (data.size, data.size, data.channels)
     names = tuple(info.features[label].names) if label else ()
-    return Source(f"{name} {wanted}", len(records), classes, shape, read, bad, names)
+    fields = batch.image(data.size, data.channels)
+    return Source(f"{name} {wanted}", len(records), classes, fields, read, bad, names)
 
 
 def _features(features, name: str) -> tuple[str, str | None]:

@@ -12,9 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from ssl_jax import augment, models
+from ssl_jax import augment
+from ssl_jax.contract.encoder import Encoder
 from ssl_jax.contract.source import Source
 from ssl_jax.data import loader
 from ssl_jax.data.sources import scenes
@@ -92,13 +92,13 @@ def feature_map(model: nn.Module, variables: Any, x: jax.Array, stage: int) -> j
     return found.astype(jnp.float32)
 
 
-def compile_encoder(config: ConfigDict, mesh, stage: int | None, size: int) -> Encode:
+def compile_encoder(of: Encoder, mesh, stage: int | None, size: int) -> Encode:
     """Compiles an encoder up to one stage, over all devices.
 
-    Images are used whole: the centre crop of `config.evaluate` would part them from their labels.
+    Images are used whole: the centre crop of the fixed view would part them from their labels.
 
     Args:
-      config: of the run; `config.model` and `config.evaluate` are used.
+      of: the encoder of the run.
       mesh: from `layout.mesh()`.
       stage: see `feature_map`; None: the last.
       size: side S of the images, pixels.
@@ -106,17 +106,16 @@ def compile_encoder(config: ConfigDict, mesh, stage: int | None, size: int) -> E
     Raises:
       UserError: no such stage, or a side that is not whole patches.
     """
-    model = models.make(config.model)
+    model, view = of.network, of.view
     last = stages(model)
     stage = last if stage is None else stage
     if not 1 <= stage <= last:
-        raise UserError(f"--config.stage is {stage}; {config.model.name} has 1 to {last}")
+        raise UserError(f"--config.stage is {stage}; {type(model).__name__} has 1 to {last}")
     if isinstance(model, ViT) and size % model.patch:
         raise UserError(
             f"dense: images of {size} pixels are not whole patches of {model.patch}; set "
             f"--config.data.size to a multiple of {model.patch}"
         )
-    view = config.evaluate
 
     def encode(variables, rows):
         x = augment.evaluate(rows["image"], size, view.mean, view.std)

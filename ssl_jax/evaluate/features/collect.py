@@ -1,18 +1,13 @@
 """Running an encoder over a split once, and keeping what comes out."""
 
 import collections
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 
-def extract(
-    apply: Callable[[Any], jax.Array],
-    batches: Iterable[Mapping[str, Any]],
-    ahead: int = 8,
-) -> tuple[np.ndarray, np.ndarray]:
+def extract(outputs: Iterable[Mapping[str, Any]], ahead: int = 8) -> tuple[np.ndarray, np.ndarray]:
     """Features and labels of every example, in the order in which they come.
 
     The host does not wait for a batch before it dispatches the next: outputs start copying to
@@ -20,10 +15,9 @@ def extract(
     so that every batch has one compiled shape.
 
     Args:
-      apply: compiled encoder, image uint8 [b, H, W, C] -> features [b, d] (any float). Its output
-        must be readable by this process (local or replicated).
-      batches: mappings with
-        'image' [b, …], whatever `apply` takes;
+      outputs: what a compiled encoder makes of batch after batch, readable by this process (local
+        or replicated); mappings with
+        'features' [b, …], of any floating dtype;
         'label' int [b], -1 for none;
         'valid' bool [b], optional: False on rows that pad the last batch. Without it, all rows
         count.
@@ -33,7 +27,7 @@ def extract(
       features float32 [n, d] and labels int32 [n] on the host.
 
     Raises:
-      ValueError: `batches` is empty, or holds padding alone.
+      ValueError: `outputs` is empty, or holds padding alone.
     """
     flight: collections.deque = collections.deque()
     features: list[np.ndarray] = []
@@ -47,14 +41,13 @@ def extract(
         features.append(out[keep])
         labels.append(label[keep])
 
-    for batch in batches:
-        out = apply(batch["image"])
-        out.copy_to_host_async()
-        flight.append((out, batch["label"], batch.get("valid")))
+    for batch in outputs:
+        batch["features"].copy_to_host_async()
+        flight.append((batch["features"], batch["label"], batch.get("valid")))
         if len(flight) > ahead:
             land()
     while flight:
         land()
     if not sum(map(len, features)):
-        raise ValueError("extract: no examples came out of `batches`")
+        raise ValueError("extract: no examples came out of `outputs`")
     return np.concatenate(features), np.concatenate(labels)

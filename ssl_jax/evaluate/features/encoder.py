@@ -7,18 +7,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from ssl_jax import augment, models
+from ssl_jax import augment
 from ssl_jax.checkpoints import store, verify
+from ssl_jax.contract.batch import specs
+from ssl_jax.contract.encoder import Encoder
 from ssl_jax.contract.method import Method
 from ssl_jax.contract.source import Source
 from ssl_jax.data import loader
 from ssl_jax.devices import layout, mapping
-from ssl_jax.errors import UserError
-from ssl_jax.evaluate.features import collect as features
+from ssl_jax.errors import UserError, near_misses
+from ssl_jax.evaluate.features import collect
 from ssl_jax.methods import METHODS
-from ssl_jax.models import heads
+from ssl_jax.models.vit import ViT
 from ssl_jax.processes import host
 from ssl_jax.runs import workdir
 from ssl_jax.train.state import TrainState, make_create
@@ -30,52 +31,38 @@ class Restored(NamedTuple):
     Attributes:
       saved: the config and facts of the run.
       step: optimizer steps it was trained for.
-      variables: {'params': …, 'batch_stats': …} of the encoder, or what `select` picked, on every
-        device of the mesh.
+      encoder: its functions, as the method names them.
+      variables: of the encoder, or what `select` picked, on every device of the mesh.
     """
 
     saved: workdir.Saved
     step: int
+    encoder: Encoder
     variables: Any
 
 
 def compile_encode(
-    config: ConfigDict,
-    mesh,
-    features: Callable[[Any, Any, jax.Array], jax.Array] | None = None,
-    interpolation: str = "bilinear",
+    features: Callable[[Any, Any], jax.Array], mesh
 ) -> Callable[[Any, Any], dict[str, jax.Array]]:
-    """Compiles the encoder in evaluation mode over all devices.
+    """Compiles an encoder in evaluation mode over all devices.
 
     Args:
-      config: of the run; `config.model` and `config.evaluate` are used.
+      features: (variables, batch) -> [b, d]: `Encoder.features`, or other features of each row.
       mesh: from `layout.mesh()`.
-      features: (model, variables, x float [b, h, w, C]) -> [b, d]; None: what the model returns.
-      interpolation: of the fixed view, see `augment.evaluate`.
 
     Returns:
-      encode(variables, {'image': uint8 [b,H,W,C], 'index': int32 [b], 'label': int32 [b]}) ->
-      {'image': features float32 [B,d], 'label': int32 [B], 'valid': bool [B]}, in global order.
+      encode(variables, batch) -> {'features': float32 [B, d], 'label': int32 [B], 'valid':
+      bool [B]}, in global order.
     """
-    model = models.make(config.model)
-    view = config.evaluate
-    features = features or pooled
 
     def encode(variables, rows):
-        x = augment.evaluate(
-            rows["image"], view.size, view.mean, view.std, view.crop_fraction, interpolation
-        )
-        return _outputs(features(model, variables, x), rows)
+        return _outputs(features(variables, rows), rows)
 
     return mapping.compile_rows(encode, mesh)
 
 
 def compile_augmented(
-    config: ConfigDict,
-    mesh,
-    policy: augment.Policy,
-    seed: int,
-    features: Callable[[Any, Any, jax.Array], jax.Array] | None = None,
+    embed: Callable[[Any, jax.Array], jax.Array], mesh, policy: augment.Policy, seed: int
 ) -> Callable[[Any, Any], dict[str, jax.Array]]:
     """As `compile_encode`, but the encoder sees a random view of every image.
 
@@ -83,48 +70,41 @@ def compile_augmented(
     depend on batches or devices.
 
     Args:
-      config, mesh, features: as for `compile_encode`.
+      embed: (variables, views) -> [b, d], `Encoder.embed` or the like.
+      mesh: from `layout.mesh()`.
       policy: of the view.
       seed: of the noise.
 
     Returns:
       encode((variables, epoch int32 []), rows), otherwise as `compile_encode`'s.
     """
-    model = models.make(config.model)
-    features = features or pooled
 
     def encode(whole, rows):
         variables, epoch = whole
         key = jax.random.fold_in(jax.random.key(seed), epoch)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(rows["index"])
-        return _outputs(
-            features(model, variables, augment.apply(policy, keys, rows["image"])), rows
-        )
+        return _outputs(embed(variables, augment.apply(policy, keys, rows["image"])), rows)
 
     return mapping.compile_rows(encode, mesh)
 
 
-def pooled(model: Any, variables: Any, x: jax.Array) -> jax.Array:
-    """The features that the model itself returns, float32 [b, d]."""
-    return model.apply(variables, x, train=False)
-
-
-def last_blocks(blocks: int, average: bool) -> Callable[[Any, Any, jax.Array], jax.Array]:
-    """Features of DINO's linear evaluation, to be given to `compile_encode`.
+def last_blocks(model: ViT, blocks: int, average: bool) -> Callable[[Any, jax.Array], jax.Array]:
+    """Features of DINO's linear evaluation.
 
     The class tokens of the last `blocks` blocks, each through the final norm, side by side; with
     `average` the mean of the last block's patch tokens besides. DINO (eval_linear.py) takes
     4 blocks for ViT-S, and 1 block and the average for ViT-B.
 
     Args:
+      model: the ViT.
       blocks: number of blocks, at least 1.
       average: add the mean of the patch tokens.
 
     Returns:
-      (ViT, variables, x [b, h, w, C]) -> float32 [b, (blocks + average) · D].
+      (variables, x [b, h, w, C]) -> float32 [b, (blocks + average) · D].
     """
 
-    def features(model, variables, x):
+    def features(variables, x):
         token, patches = model.apply(variables, x, blocks, method="last_blocks")
         parts = token.reshape(len(x), -1)  # [b, n, D] -> [b, n · D]
         if not average:
@@ -134,42 +114,9 @@ def last_blocks(blocks: int, average: bool) -> Callable[[Any, Any, jax.Array], j
     return features
 
 
-def projected(config: ConfigDict) -> Callable[[Any, Any, jax.Array], jax.Array]:
-    """Embeddings behind the projector, to be given to `compile_encode` with its variables.
-
-    Args:
-      config: of the run.
-
-    Returns:
-      (encoder, variables of `with_projector`, x [b, h, w, C]) -> float32 [b, d].
-
-    Raises:
-      UserError: the method has no projector that is an MLP on the encoder's features.
-    """
-    fields = config.method.get("projector")
-    if not isinstance(fields, ConfigDict) or "widths" not in fields:
-        raise UserError(f"{config.method.name} has no projector; use --config.features=learned")
-
-    def features(model, variables, x):
-        h = pooled(model, variables["encoder"], x)
-        projector = heads.MLP(**fields, dtype=model.dtype)
-        return projector.apply(variables["projector"], h, train=False)
-
-    return features
-
-
-def with_projector(method: Method, state: TrainState) -> dict[str, Any]:
-    """Variables of encoder and projector, for `restore`."""
-    params, stats = state.params["projector"], state.state["projector"]
-    return {
-        "encoder": method.encoder(state.params, state.state),
-        "projector": {"params": params, "batch_stats": stats},
-    }
-
-
 def _outputs(features: jax.Array, rows: Any) -> dict[str, jax.Array]:
     return {
-        "image": features.astype(jnp.float32),
+        "features": features.astype(jnp.float32),
         "label": rows["label"],
         "valid": rows["index"] >= 0,
     }
@@ -203,7 +150,7 @@ def extract(
         picked, batch=batch, process=cluster.process, processes=cluster.processes
     ) as batches:
         outputs = (encode(variables, batch) for batch in batches)
-        return features.extract(lambda out: out, outputs)
+        return collect.extract(outputs)
 
 
 def subset(examples: int, most: int) -> np.ndarray:
@@ -215,24 +162,39 @@ def subset(examples: int, most: int) -> np.ndarray:
     return np.sort(loader.order(0, 0, examples)[:most])
 
 
+def of_method(method: Method, name: str | None) -> Encoder:
+    """The encoder of a method by name; None: the one that it names first.
+
+    Raises:
+      UserError: it has none of that name.
+    """
+    known = method.encoders
+    if name is None:
+        return next(iter(known.values()))
+    if name not in known:
+        raise UserError(f"--config.encoder is {name!r}.{near_misses(name, known)}")
+    return known[name]
+
+
 def restore(
     folder: pathlib.Path,
     mesh,
-    select: Callable[[Method, TrainState], Any] = lambda method, s: method.encoder(
-        s.params, s.state
-    ),
+    name: str | None = None,
+    select: Callable[[Method, TrainState], Any] | None = None,
 ) -> Restored:
-    """Reads the encoder, and only it, from the newest checkpoint of a run that is whole.
+    """Reads an encoder, and only it, from the newest checkpoint of a run that is whole.
 
     Nothing in the run's folder is changed, and the run may be training meanwhile.
 
     Args:
       folder: the run's workdir.
       mesh: from `layout.mesh()`.
+      name: of the encoder; None: the method's first.
       select: (method, whole state) -> the leaves to read instead of the encoder's.
 
     Raises:
-      UserError: no such run, no checkpoint, none that is whole, or one of another model.
+      UserError: no such run, no such encoder, no checkpoint, none that is whole, or one of another
+        model.
     """
     saved = workdir.read_config(folder)
     if saved is None:
@@ -248,26 +210,39 @@ def restore(
             f"{folder / 'config.json'} describes no model of this version "
             f"({type(error).__name__}: {reason})"
         ) from error
+    encoder = of_method(method, name)
+
+    def pick(state):
+        if select is not None:
+            return select(method, state)
+        return encoder.variables(state.params, state.state)
+
     whole = layout.replicated(mesh)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
     with store.open_manager(folder / "checkpoints", 1, read_only=True) as manager:
         found = verify.read_newest(
-            manager,
-            lambda step: store.restore_part(manager, step, like, lambda s: select(method, s)),
+            manager, lambda step: store.restore_part(manager, step, like, pick)
         )
     if found is None:
         raise UserError(f"--config.checkpoint: {folder} has no finished checkpoint yet")
     picked, step = found
-    return Restored(saved, step, picked)
+    return Restored(saved, step, encoder, picked)
 
 
-def untrained(saved: workdir.Saved, mesh) -> Any:
-    """Variables of the encoder as the run began with them, on every device of the mesh."""
+def untrained(saved: workdir.Saved, mesh, name: str | None = None) -> Any:
+    """Variables of an encoder as the run began with them, on every device of the mesh.
+
+    Args:
+      saved: of the run.
+      mesh: from `layout.mesh()`.
+      name: of the encoder; None: the method's first.
+    """
     method, create = creation(saved)
+    encoder = of_method(method, name)
 
     def first(key):
         state = create(key)
-        return method.encoder(state.params, state.state)
+        return encoder.variables(state.params, state.state)
 
     # XLA drops what the encoder does not need.
     made = jax.jit(first, out_shardings=layout.replicated(mesh))
@@ -277,12 +252,6 @@ def untrained(saved: workdir.Saved, mesh) -> Any:
 def creation(saved: workdir.Saved) -> tuple[Method, Callable[[jax.Array], TrainState]]:
     """The method of a run, and key -> its first state, without that of the optimizer."""
     config = saved.config
-    shape = (config.batch, config.data.size, config.data.size, config.data.channels)
-    local = {
-        "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
-        "index": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
-        "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
-    }
     method = METHODS[config.method.name](config, saved.run)
 
     def optimizer_of(params):  # its state is neither read nor needed
@@ -290,4 +259,4 @@ def creation(saved: workdir.Saved) -> tuple[Method, Callable[[jax.Array], TrainS
 
         return optax.identity()
 
-    return method, make_create(method, optimizer_of, local)
+    return method, make_create(method, optimizer_of, specs(saved.run.fields, config.batch))

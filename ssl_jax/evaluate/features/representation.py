@@ -115,19 +115,32 @@ def judge(
 
 
 def pixels(part: Part, batch: int = 1_000) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels as features: in [0, 1], shrunk to at most PIXEL_SIDE.
+    """The data as it is, for features: what an encoder has to beat.
+
+    Pixels of an image are in [0, 1], shrunk to at most PIXEL_SIDE. Of whole numbers (tokens) it is
+    how often each occurs in the example, of other fields their values.
 
     Returns:
-      float32 [n, side·side·C] and labels int32 [n].
+      float32 [n, d] and labels int32 [n].
     """
-    from ssl_jax import augment
-
-    h, w, c = part.source.shape
-    side = min(h, PIXEL_SIDE)
     found, labels = [], []
     for i in range(0, len(part.rows), batch):
         read = part.source.read(part.rows[i : i + batch])
-        images = augment.evaluate(read["image"], side, (0.0,) * c, (1.0,) * c, 1.0)
-        found.append(np.asarray(images).reshape(len(images), -1))
+        fields = [_raw(name, read[name], part.source) for name in part.source.fields]
+        found.append(np.concatenate(fields, 1))
         labels.append(read["label"])
     return np.concatenate(found), np.concatenate(labels)
+
+
+def _raw(name: str, x: np.ndarray, source: Source) -> np.ndarray:
+    """One field of some examples as float32 [b, d]."""
+    from ssl_jax import augment
+
+    if name == "image":
+        side, c = min(x.shape[1], PIXEL_SIDE), x.shape[-1]
+        x = np.asarray(augment.evaluate(x, side, (0.0,) * c, (1.0,) * c, 1.0))
+    elif np.issubdtype(x.dtype, np.integer) and "vocabulary_size" in source.facts:
+        flat, size = x.reshape(len(x), -1), int(source.facts["vocabulary_size"])
+        counts = [np.bincount(row[row >= 0], minlength=size) for row in flat]  # [size] each
+        x = np.stack(counts)
+    return x.reshape(len(x), -1).astype(np.float32)

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ssl_jax.contract.encoder import Encoder
 from ssl_jax.data import loader
 from ssl_jax.devices import layout
+from ssl_jax.errors import UserError
 from ssl_jax.evaluate.features import apart, encoder, representation
 from ssl_jax.evaluate.probing import Opened
 from ssl_jax.processes import host
@@ -67,7 +69,7 @@ def features(o: Opened, batch: int, which: str = "learned") -> Features:
         both = [representation.pixels(part) for part in (o.learn, o.judge)]
     else:
         variables, read = network(o, which)
-        encode = encoder.compile_encode(o.restored.saved.config, o.mesh, read)
+        encode = encoder.compile_encode(read.features, o.mesh)
         both = [
             encoder.extract(encode, variables, *part, batch, o.cluster)
             for part in (o.learn, o.judge)
@@ -81,8 +83,7 @@ def features_apart(
     o: Opened,
     batch: int,
     which: str = "learned",
-    read: Callable[[Any, Any, jax.Array], jax.Array] | None = None,
-    interpolation: str = "bilinear",
+    read: Callable[[Any, Any], jax.Array] | None = None,
 ) -> FeaturesApart:
     """As `features`, for sets beyond the memory of one host.
 
@@ -91,8 +92,8 @@ def features_apart(
 
     Args:
       o, batch, which: as for `features`.
-      read, interpolation: as `features` and `interpolation` of `encoder.compile_encode`; with
-        read, `which` is 'learned'.
+      read: (variables, batch) -> [b, d], instead of the encoder's own features; `which` is then
+        'learned'.
     """
     began = time.perf_counter()
     if which == "pixels":
@@ -100,7 +101,7 @@ def features_apart(
     else:
         variables, own = network(o, which)
         here = layout.mesh(jax.local_devices())
-        encode = encoder.compile_encode(o.restored.saved.config, here, read or own, interpolation)
+        encode = encoder.compile_encode(read or own.features, here)
         compute = computing(encode, layout.put_here(variables), batch)
     train, test = (part_apart(compute, part, o.mesh) for part in (o.learn, o.judge))
     n = len(train.labels) + len(test.labels)
@@ -140,7 +141,7 @@ def part_apart(
     return apart.extract(lambda rows: compute(part._replace(rows=rows)), part.rows, dealt)
 
 
-def network(o: Opened, which: str) -> tuple[Any, Callable[[Any, Any, jax.Array], jax.Array] | None]:
+def network(o: Opened, which: str) -> tuple[Any, Encoder]:
     """What makes the features of a run.
 
     Args:
@@ -149,15 +150,20 @@ def network(o: Opened, which: str) -> tuple[Any, Callable[[Any, Any, jax.Array],
         embeddings that the loss compares, the projector behind the encoder.
 
     Returns:
-      (variables, features) for `encoder.compile_encode`.
+      (variables, encoder).
 
     Raises:
       UserError: 'projector' of a method without one.
     """
     saved = o.restored.saved
     if which == "untrained":
-        return encoder.untrained(saved, o.mesh), None
+        return encoder.untrained(saved, o.mesh, o.encoder), o.restored.encoder
     if which == "projector":
-        read = encoder.projected(saved.config)
-        return encoder.restore(o.run, o.mesh, encoder.with_projector).variables, read
-    return o.restored.variables, None
+        method, _ = encoder.creation(saved)
+        if "projector" not in method.encoders:
+            raise UserError(
+                f"{saved.config.method.name} has no projector; use --config.features=learned"
+            )
+        found = encoder.restore(o.run, o.mesh, "projector")
+        return found.variables, found.encoder
+    return o.restored.variables, o.restored.encoder

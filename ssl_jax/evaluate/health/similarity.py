@@ -13,9 +13,8 @@ import numpy as np
 from jax import lax
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, models
+from ssl_jax import augment
 from ssl_jax.devices import mapping
-from ssl_jax.evaluate.features import encoder
 from ssl_jax.losses import align_uniform
 
 BINS = 80  # of the histograms, over [−1, 1]
@@ -57,36 +56,32 @@ def policies(config: ConfigDict, name: str) -> tuple[augment.Policy, augment.Pol
 
 
 def compile_encode(
-    config: ConfigDict,
+    embed: Callable[[Any, jax.Array], jax.Array],
     pair: tuple[augment.Policy, augment.Policy],
     seed: int,
     mesh: Any,
-    features: Callable[[Any, Any, jax.Array], jax.Array] | None = None,
 ) -> Callable[[Any, Any], dict[str, jax.Array]]:
     """Compiles the encoder on two random views of every image, in evaluation mode.
 
     The noise of an example depends on `seed` and its index alone.
 
     Args:
-      config: of the run; `config.model` is used.
+      embed: (variables, views) -> [b, d], see `Encoder`.
       pair: of `policies`.
       seed: of the views.
       mesh: from `layout.mesh()`.
-      features: as for `encoder.compile_encode`.
 
     Returns:
       what `encoder.compile_encode` returns, with features float32 [B, 2, d].
     """
-    features = features or encoder.pooled
-    model = models.make(config.model)
 
     def encode(variables, rows):
         key = jax.random.key(seed)
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 2))(rows["index"])
         views = [augment.apply(p, keys[:, i], rows["image"]) for i, p in enumerate(pair)]
-        out = [features(model, variables, v).astype(jnp.float32) for v in views]
+        out = [embed(variables, v).astype(jnp.float32) for v in views]
         return {
-            "image": jnp.stack(out, 1),  # [b, 2, d]
+            "features": jnp.stack(out, 1),  # [b, 2, d]
             "label": rows["label"],
             "valid": rows["index"] >= 0,
         }

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax import models
+from ssl_jax import augment, models
+from ssl_jax.contract.batch import image
 from ssl_jax.contract.source import Source
 from ssl_jax.data.sources import scenes
 from ssl_jax.devices import layout, mapping
@@ -16,16 +17,21 @@ from ssl_jax.evaluate.dense import depth as dense_depth
 from ssl_jax.evaluate.dense import maps as dense_maps
 from ssl_jax.evaluate.dense import probe, segmentation
 from ssl_jax.evaluate.dense import scores as dense_scores
+from ssl_jax.methods.parts import image_encoder
 from ssl_jax.processes import host
-from ssl_jax.runs import config as configs
 
 ALONE = host.Cluster(1, 0, 1)
+
+
+def of(model):
+    view = augment.Fixed(8)
+    return image_encoder.image_encoder(model, image_encoder.online("encoder"), view)
 
 
 def held(features, mask, depth):
     """A set of arrays that lie in memory."""
     whole = dense_maps.Batch(*map(np.asarray, (features, mask, depth)))
-    source = Source("arrays", len(whole.mask), 0, (1, 1, 1), None, lambda: [])
+    source = Source("arrays", len(whole.mask), 0, image(1, 1), None, lambda: [])
 
     def read(rows):
         rows = np.asarray(rows)
@@ -103,8 +109,8 @@ def test_upsampling_is_bilinear_between_centres():
 
     maps = np.random.default_rng(0).normal(size=(2, 3, 3, 5)).astype(np.float32)
     found = np.asarray(probe.upsample(maps, 8))
-    for image, up in zip(maps, found, strict=True):
-        np.testing.assert_allclose(up, cv2.resize(image, (8, 8)), atol=1e-5)
+    for each, up in zip(maps, found, strict=True):
+        np.testing.assert_allclose(up, cv2.resize(each, (8, 8)), atol=1e-5)
 
 
 def test_maps_of_a_resnet_are_what_its_features_average():
@@ -159,25 +165,21 @@ def test_pixels_of_a_cell_are_its_patch():
 @pytest.mark.parametrize(
     "fields, stage, size, message",
     [
-        ({"name": "resnet", "blocks": (1, 1)}, 3, 16, "stage is 3; resnet has 1 to 2"),
+        ({"name": "resnet", "blocks": (1, 1)}, 3, 16, "stage is 3; ResNet has 1 to 2"),
         ({"name": "resnet", "blocks": (1, 1)}, 0, 16, "stage is 0"),
         ({"name": "vit", "patch": 4, "size": 12}, None, 18, "multiple of 4"),
     ],
 )
 def test_stages_and_sizes_that_cannot_be(fields, stage, size, message):
-    config = configs.defaults()
-    config.model = fields
     with pytest.raises(UserError, match=message):
-        dense_maps.compile_encoder(config, layout.mesh(), stage, size)
+        dense_maps.compile_encoder(of(models.make(fields)), layout.mesh(), stage, size)
 
 
 def test_maps_kept_in_memory_are_those_encoded_again():
-    config = configs.defaults()
-    config.model = {"name": "resnet", "blocks": (1,), "width": 4, "stem": "small"}
-    encode = dense_maps.compile_encoder(config, layout.mesh(), None, 8)
-    model = models.make(config.model)
+    model = models.make({"name": "resnet", "blocks": (1,), "width": 4, "stem": "small"})
+    encode = dense_maps.compile_encoder(of(model), layout.mesh(), None, 8)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    source = Source("scenes", 50, 0, (8, 8, 1), dense_maps.labelled("train", 8, 1), lambda: [])
+    source = Source("scenes", 50, 0, image(8, 1), dense_maps.labelled("train", 8, 1), lambda: [])
     rows = np.arange(3, 49, 5)  # 10 images of 4·4·4 numbers and 8·8 labels of 5 bytes
     bounds = {"float32": 10 * (256 + 320), "float16": 10 * (128 + 320), "no": 10 * (128 + 320) - 1}
     places = np.array([7, 0, 3, 3, 9, 1])
