@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Rows that fill up a last batch: no example, no label, and zeros in all that a source names. (A
-# token of −1 would wrap around in a look-up.)
+# Rows that fill up a last batch: no example, no label, and zeros in other fields, unless their
+# source says otherwise. (A token of −1 would wrap around in a look-up.)
 PADDING = {"index": -1, "label": -1}
 
 
@@ -56,10 +56,11 @@ def size(fields: Mapping[str, jax.ShapeDtypeStruct]) -> int:
     return sum(math.prod(f.shape) * np.dtype(f.dtype).itemsize for f in fields.values())
 
 
-def pad(rows: Mapping[str, np.ndarray], missing: int) -> dict[str, Any]:
-    """A batch with `missing` rows of padding after its own."""
+def pad(rows: Mapping[str, np.ndarray], missing: int, padding: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch with `missing` rows after its own, filled with PADDING or `Source.padding`."""
+    values = {**PADDING, **padding}
     return {
-        name: np.concatenate([x, np.full((missing, *x.shape[1:]), PADDING.get(name, 0), x.dtype)])
+        name: np.concatenate([x, np.full((missing, *x.shape[1:]), values.get(name, 0), x.dtype)])
         for name, x in rows.items()
     }
 

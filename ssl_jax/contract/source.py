@@ -27,6 +27,7 @@ class Source(NamedTuple):
       facts: what a method may need to know before it is compiled, by name: numbers, strings, tuples
         of strings, NumPy arrays (a vocabulary, counts of words, mean and deviation, frames a
         second). Saved with the run and compared when it continues.
+      padding: name of a field -> what fills it in rows that pad a batch, where that is not 0.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Source(NamedTuple):
     bad: Callable[[], list[tuple[str, str]]]
     class_names: tuple[str, ...] = ()
     facts: Mapping[str, Any] = {}
+    padding: Mapping[str, Any] = {}
 
 
 class NoSplit(UserError):

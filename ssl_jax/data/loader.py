@@ -235,7 +235,7 @@ def in_order(
     """All n examples once, in order, for evaluation.
 
     Every process gets ceil(n / batch) batches of the same shape. What the last one lacks is padded:
-    index −1, label −1, fields 0 (`contract/batch.py`); mask rows by index >= 0. (Where an example
+    index −1, label −1, fields 0 or `Source.padding`; mask rows by index >= 0. (Where an example
     could not be read and another took its place, the index repeats.)
 
     Args and errors as for `batches`.
@@ -249,7 +249,7 @@ def in_order(
         real = np.arange(min(first, n), min(first + b, n))
         found = source.read(real)
         missing = b - len(real)
-        return pad(found, missing) if missing else found
+        return pad(found, missing, source.padding) if missing else found
 
     return Batches(make, range(-(-n // batch)), threads, ahead)
 

@@ -83,10 +83,14 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict[str, Any]:
       o: a run with scenes.
       config: of the job, with a size.
     """
-    size, channels = config.data.size, o.learn.source.shape[-1]
+    size, channels = config.data.size, o.learn.source.fields["image"].shape[-1]
     judged = "test" if config.split == "test" else "train"
-    learn = o.learn.source._replace(read=maps.labelled("train", size, channels))
-    judge = o.judge.source._replace(read=maps.labelled(judged, size, channels))
+    learn = o.learn.source._replace(
+        read=maps.labelled("train", size, channels), padding=maps.PADDING
+    )
+    judge = o.judge.source._replace(
+        read=maps.labelled(judged, size, channels), padding=maps.PADDING
+    )
 
     def open_sets(encode, variables):
         common = (config.batch, o.cluster, config.cache_bytes)

@@ -143,6 +143,10 @@ def compile_pixels(side: int, mesh, size: int) -> Encode:
     return mapping.compile_rows(encode, mesh)
 
 
+# No class and no depth is known of rows that pad a batch.
+PADDING = {"mask": -1, "depth": -1}
+
+
 def labelled(split: str, size: int, channels: int) -> Callable[[Any], dict[str, np.ndarray]]:
     """`read` of scenes with their masks and depth, see `scenes.draw`."""
 

@@ -31,7 +31,9 @@ def of(model):
 def held(features, mask, depth):
     """A set of arrays that lie in memory."""
     whole = dense_maps.Batch(*map(np.asarray, (features, mask, depth)))
-    source = Source("arrays", len(whole.mask), 0, image(1, 1), None, lambda: [])
+    source = Source(
+        "arrays", len(whole.mask), 0, image(1, 1), None, list, padding=dense_maps.PADDING
+    )
 
     def read(rows):
         rows = np.asarray(rows)
@@ -179,7 +181,8 @@ def test_maps_kept_in_memory_are_those_encoded_again():
     model = models.make({"name": "resnet", "blocks": (1,), "width": 4, "stem": "small"})
     encode = dense_maps.compile_encoder(of(model), layout.mesh(), None, 8)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    source = Source("scenes", 50, 0, image(8, 1), dense_maps.labelled("train", 8, 1), lambda: [])
+    read = dense_maps.labelled("train", 8, 1)
+    source = Source("scenes", 50, 0, image(8, 1), read, list, padding=dense_maps.PADDING)
     rows = np.arange(3, 49, 5)  # 10 images of 4·4·4 numbers and 8·8 labels of 5 bytes
     bounds = {"float32": 10 * (256 + 320), "float16": 10 * (128 + 320), "no": 10 * (128 + 320) - 1}
     places = np.array([7, 0, 3, 3, 9, 1])
