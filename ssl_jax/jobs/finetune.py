@@ -1,6 +1,5 @@
 """Fine-tuning: the whole network of a checkpoint trained with labels. Read it top to bottom."""
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -28,14 +27,12 @@ from ssl_jax.errors import UserError, near_misses
 from ssl_jax.evaluate import probing
 from ssl_jax.evaluate.features import encoder, representation, run_features
 from ssl_jax.evaluate.probes import accuracy, lowshot
-from ssl_jax.logs import console
-from ssl_jax.logs import metrics as logs
 from ssl_jax.models import positions
 from ssl_jax.optim import layer_decay, optimizers, rules, schedules
-from ssl_jax.processes import host, talk
+from ssl_jax.processes import host
 from ssl_jax.runs import config as configs
 from ssl_jax.runs import workdir
-from ssl_jax.train import loop, stopping, supervised
+from ssl_jax.train import feed, loop, session, stopping, supervised
 from ssl_jax.train.state import TrainState, make_create
 from ssl_jax.train.step import make_step
 
@@ -429,67 +426,47 @@ def learn(
     Raises:
       UserError: a loss or gradient that is not finite.
     """
-    total, leader = plan.facts.total_steps, jax.process_index() == 0
-    if start >= total:
+    if start >= plan.facts.total_steps:
         return state, start
-    bad: list[tuple[int, str]] = []  # steps that were skipped, and what was not finite
-    batches = loader.batches(
-        plan.source,
+    order = feed.Order(
+        source=plan.source,
         seed=config.seed,
         batch=config.batch,
         accumulate=config.accumulate,
         start=start,
-        stop=total,
-        process=o.cluster.process,
-        processes=o.cluster.processes,
+        stop=plan.facts.total_steps,
+        at_once=1,
+        mesh=o.mesh,
+        parallel=config.parallel,
+        cluster=o.cluster,
+        threads=None,
+        ahead=2,
+        patience=loader.PATIENCE,
+        meeting=f"begin/{o.folder}",
     )
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(batches)
-        stop = stack.enter_context(stopping.requested(o.cluster, str(o.folder)))
-        if leader:
-            file = stack.enter_context(logs.Metrics(o.folder / "metrics.jsonl", start + 1))
-            progress = stack.enter_context(console.Progress(total, start, SHOWN))
 
-        def log(done, metrics):
-            if leader:
-                file.write(done, {"epoch": done / plan.facts.steps_per_epoch, **metrics})
-                progress.update(done, metrics)
-            if metrics["skipped"]:
-                at, what = bad[0] if bad else (start, "loss or gradient norm")
-                raise UserError(
-                    f"the {what} was not finite at step {at:,} of {total:,}; lower "
-                    "--config.optimizer.learning_rate or set --config.optimizer.clip_norm"
-                )
+    def top1(seen, logged):
+        return {"finetune_top1": accuracy.top(*seen, 1)}
 
-        def monitor(now):
-            scores, labels = judge(config, o, plan, now)
-            if leader:
-                file.write(int(now.step), {"finetune_top1": accuracy.top(scores, labels, 1)})
-
-        def device_batches():
-            for number, batch in enumerate(batches):
-                if number == 0:  # all have read their rows
-                    talk.meet(f"begin/{o.folder}")
-                k = config.accumulate
-                split = {name: x.reshape(k, -1, *x.shape[1:]) for name, x in batch.items()}
-                yield layout.put_batch(split, o.mesh, config.parallel)
-
-        return loop.train(
-            plan.step,
-            state,
-            device_batches(),
-            start=start,
-            stop=total,
-            rows=config.batch,
-            every=loop.Every(config.log_every, config.monitor_every, config.checkpoint_every),
-            hooks=loop.Hooks(
-                log=log,
-                bad=bad.extend,
-                monitor=monitor,
-                checkpoint=lambda now: store.save(manager, now),
-                stop=stop,
-            ),
-        )
+    training = session.Session(
+        folder=o.folder,
+        manager=manager,
+        cluster=o.cluster,
+        step=plan.step,
+        feed=feed.streamed(order),
+        start=start,
+        total=plan.facts.total_steps,
+        rows=config.batch,
+        steps_per_epoch=plan.facts.steps_per_epoch,
+        at_once=1,
+        every=loop.Every(config.log_every, config.monitor_every, config.checkpoint_every),
+        look=lambda now: judge(config, o, plan, now),
+        monitors=(session.Monitor("top1", top1),) if config.monitor_every else (),
+        shown=SHOWN,
+        max_bad_steps=1,
+    )
+    state, done, _ = session.train(training, state)
+    return state, done
 
 
 def judge(

@@ -110,6 +110,11 @@ def train(
         recent.append((done, metrics["loss"], metrics["gradient_norm"]))
         if len(in_flight) > IN_FLIGHT:
             in_flight.popleft().result()
+        looks = bool(every.monitor) and done % every.monitor == 0 and done < stop
+        saves = bool(every.checkpoint) and done % every.checkpoint == 0 and done < stop
+        if looks or saves:  # else a hook would wait for the queued calls, and be charged for them
+            while in_flight:
+                in_flight.popleft().result()
         if done % every.log == 0 or done == stop:
             flush()
             now = time.perf_counter()
@@ -127,10 +132,10 @@ def train(
             jax.tree.map(lambda m: m.copy_to_host_async(), metrics)
         # What the hooks take is not the steps': images_per_second is of training alone.
         begun = time.perf_counter()
-        if every.monitor and done % every.monitor == 0 and done < stop:
+        if looks:
             hooks.monitor(state)
         between = time.perf_counter()
-        if every.checkpoint and done % every.checkpoint == 0 and done < stop:
+        if saves:
             hooks.checkpoint(state)
         ended = time.perf_counter()
         looked, saved, clock = (

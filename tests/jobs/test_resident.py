@@ -73,9 +73,9 @@ def test_it_learns_what_the_ordinary_run_learns_and_logs_at_the_same_steps(undis
 def test_stopped_and_continued_is_as_never_stopped(undisturbed, tmp_path, monkeypatch, capsys):
     look = pretrain.look
 
-    def asked(e, encode, state, logged):
+    def asked(e, encode, state):
         signal.raise_signal(signal.SIGTERM)  # before the monitor, which comes after step 4
-        return look(e, encode, state, logged)
+        return look(e, encode, state)
 
     with monkeypatch.context() as during:
         during.setattr(pretrain, "look", asked)
