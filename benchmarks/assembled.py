@@ -70,7 +70,7 @@ def compiled(e: Any):
     from ssl_jax.train import experiment
 
     c, b = e.config, e.config.batch // e.config.accumulate
-    rows = {"image": ((b, *e.train.shape), "uint8"), "index": ((b,), "int32")}
+    rows = {"image": ((b, *e.train.fields["image"].shape), "uint8"), "index": ((b,), "int32")}
     rows["label"] = rows["index"]
     batch = {
         k: jax.ShapeDtypeStruct((c.accumulate, *shape), dtype) for k, (shape, dtype) in rows.items()
