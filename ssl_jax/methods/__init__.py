@@ -1,4 +1,10 @@
-"""The methods by name. Each is one file with one constructor: make(config, run) -> Method."""
+"""The methods by name.
+
+Each is one file: FIELDS of its config, `make(config, run) -> Method` which reads them, and under it
+a constructor with keyword arguments of the method's own name.
+"""
+
+from typing import Any
 
 from ssl_jax.methods import (
     barlow_twins,
@@ -21,23 +27,34 @@ from ssl_jax.methods import (
     vicreg,
 )
 
-METHODS = {
-    "simclr": simclr.make,
-    "byol": byol.make,
-    "simsiam": simsiam.make,
-    "barlow_twins": barlow_twins.make,
-    "dcl": dcl.make,
-    "vicreg": vicreg.make,
-    "moco_v1": moco_v1.make,
-    "moco_v2": moco_v2.make,
-    "moco_v3": moco_v3.make,
-    "ressl": ressl.make,
-    "dino": dino.make,
-    "npid": npid.make,
-    "mae": mae.make,
-    "rotation": rotation.make,
-    "jigsaw": jigsaw.make,
-    "deepcluster_v2": deepcluster_v2.make,
-    "sela_v2": sela_v2.make,
-    "swav": swav.make,
-}
+MODULES = (
+    simclr,
+    byol,
+    simsiam,
+    barlow_twins,
+    dcl,
+    vicreg,
+    moco_v1,
+    moco_v2,
+    moco_v3,
+    ressl,
+    dino,
+    npid,
+    mae,
+    rotation,
+    jigsaw,
+    deepcluster_v2,
+    sela_v2,
+    swav,
+)
+METHODS = {module.__name__.rpartition(".")[2]: module.make for module in MODULES}
+FIELDS = {module.__name__.rpartition(".")[2]: getattr(module, "FIELDS", ()) for module in MODULES}
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """`config.method` of a method with the default of every field.
+
+    Raises:
+      KeyError: no such method.
+    """
+    return {"name": name, **{field.name: field.default for field in FIELDS[name]}}
