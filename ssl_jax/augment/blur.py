@@ -22,7 +22,7 @@ def taps(sigma: jax.Array, radius: int, apply: jax.Array | None = None) -> jax.A
     Returns:
       float32 [b, 2·radius + 1].
     """
-    t = jnp.arange(-radius, radius + 1, dtype=jnp.float32)
+    t = jnp.arange(-radius, radius + 1, dtype=float)
     w = jnp.exp(-(t**2) / (2 * sigma[:, None] ** 2))
     w = w / w.sum(-1, keepdims=True)
     return w if apply is None else jnp.where(apply[:, None], w, (t == 0).astype(w.dtype))
@@ -74,6 +74,6 @@ def _matrix(weights: jax.Array, n: int, padding: str) -> jax.Array:
     elif padding != "zero":
         raise ValueError(f"padding is {padding!r}, not one of {PADDINGS}")
     # One-hot rows; an index outside of the image gives a row of zeros, which is zero padding.
-    places = jax.nn.one_hot(j, n, dtype=jnp.float32).reshape(2 * radius + 1, n * n)
+    places = jax.nn.one_hot(j, n, dtype=float).reshape(2 * radius + 1, n * n)
     g = jnp.dot(weights, places, precision=lax.Precision.HIGHEST)
     return g.reshape(-1, n, n)

@@ -108,7 +108,7 @@ BOXES = {"torchvision": torchvision_boxes, "tf": tf_boxes, "byol": byol_boxes}
 def centre_boxes(b: int, height: int, width: int) -> jax.Array:
     """The centred square of the shorter side, for every image: float32 [b, 4] as above."""
     side = min(height, width)
-    box = jnp.array([(height - side) // 2, (width - side) // 2, side, side], jnp.float32)
+    box = jnp.array([(height - side) // 2, (width - side) // 2, side, side], float)
     return jnp.broadcast_to(box, (b, 4))
 
 
@@ -140,13 +140,13 @@ def resize_weights(
     Returns:
       float32 [b, out, n].
     """
-    i = jnp.broadcast_to(jnp.arange(out, dtype=jnp.float32), (start.shape[0], out))
+    i = jnp.broadcast_to(jnp.arange(out, dtype=float), (start.shape[0], out))
     if reverse is not None:
         i = jnp.where(reverse[:, None], out - 1 - i, i)
     start, length = start[:, None], length[:, None]
     centre = start + (i + 0.5) * (length / out)  # [b, out]
     width = jnp.maximum(length / out, 1.0) if antialias else jnp.ones_like(length)
-    j = jnp.arange(n, dtype=jnp.float32) + 0.5
+    j = jnp.arange(n, dtype=float) + 0.5
     d = jnp.abs(j - centre[..., None]) / width[..., None]  # [b, out, n]
     if interpolation == "bilinear":
         k = jnp.maximum(1.0 - d, 0.0)
@@ -176,7 +176,7 @@ def resample(
     """
     b, height, width, c = images.shape
     h, w = rows.shape[1], columns.shape[1]
-    x = images.astype(jnp.float32).reshape(b, height, width * c)
+    x = images.astype(float).reshape(b, height, width * c)
     # [b,h,H] · [b,H,W·C] -> [b,h,W·C]
     x = banded_dot(x, rows * (1.0 / 255.0), 1, height / h, support)
     x = x.reshape(b, h, width, c).swapaxes(2, 3).reshape(b, h * c, width)
@@ -348,4 +348,4 @@ def _first(boxes: jax.Array, fits: jax.Array, fallback: Any) -> jax.Array:
     """The first box that fits of each row: boxes [b, TRIES, 4], fits bool [b, TRIES] -> [b, 4]."""
     taken = fits & (jnp.cumsum(fits, 1) == 1)
     chosen = jnp.where(taken[..., None], boxes, 0.0).sum(1)
-    return jnp.where(fits.any(1)[:, None], chosen, jnp.asarray(fallback, jnp.float32))
+    return jnp.where(fits.any(1)[:, None], chosen, jnp.asarray(fallback, float))

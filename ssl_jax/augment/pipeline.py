@@ -176,7 +176,7 @@ def _finish(x: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Ar
 def _per_channel(values: Sequence[float], channels: int) -> jax.Array:
     if len(values) not in (1, channels):
         values = (sum(values) / len(values),)  # three numbers for gray images: their average
-    return jnp.asarray(tuple(values), jnp.float32)
+    return jnp.asarray(tuple(values), float)
 
 
 def _between(low: float, high: float, u: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ spread over the sphere. Low is good for both.
 import jax
 import jax.numpy as jnp
 
+from ssl_jax.contract.precision import wide
 from ssl_jax.losses.contrastive import PRECISION
 
 
@@ -22,7 +23,7 @@ def alignment(x: jax.Array, y: jax.Array, alpha: float = 2.0) -> jax.Array:
     Returns:
       float32 [].
     """
-    difference = x.astype(jnp.float32) - y.astype(jnp.float32)
+    difference = wide(x) - wide(y)
     return jnp.mean(jnp.sum(jnp.square(difference), 1) ** (alpha / 2))
 
 
@@ -39,7 +40,7 @@ def uniformity(x: jax.Array, t: float = 2.0) -> jax.Array:
     Returns:
       float32 [].
     """
-    x = x.astype(jnp.float32)
+    x = wide(x)
     n = len(x)
     squares = jnp.sum(jnp.square(x), 1)
     # [n, d] @ [d, n] -> [n, n]

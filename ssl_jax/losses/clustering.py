@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ssl_jax.contract.precision import wide
 from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 from ssl_jax.losses.contrastive import PRECISION
@@ -66,7 +67,7 @@ def sinkhorn(scores: jax.Array, epsilon: float, iterations: int) -> jax.Array:
     def balance(_, log_q):
         return jax.nn.log_softmax(jax.nn.log_softmax(log_q, axis=-2), axis=-1)
 
-    log_q = lax.stop_gradient(scores).astype(jnp.float32) / epsilon
+    log_q = wide(lax.stop_gradient(scores)) / epsilon
     return jax.nn.softmax(lax.fori_loop(0, iterations, balance, log_q), axis=-1)
 
 
@@ -96,8 +97,8 @@ def swapped_cross_entropy(scores: jax.Array, q: jax.Array, temperature: float) -
     assigned = q.shape[1]
     if q.shape != (b, assigned, k) or not 1 <= assigned <= views or views < 2:
         raise ValueError(f"scores {scores.shape} and assignments {q.shape} do not fit")
-    log_p = jax.nn.log_softmax(scores.astype(jnp.float32) / temperature, axis=-1)
-    q = lax.stop_gradient(q).astype(jnp.float32)
+    log_p = jax.nn.log_softmax(wide(scores) / temperature, axis=-1)
+    q = wide(lax.stop_gradient(q))
     pairs = -jnp.einsum("bak,bvk->av", q, log_p, precision=PRECISION) / b
     return jnp.sum(pairs * (1 - jnp.eye(assigned, views))) / (assigned * (views - 1))
 
@@ -131,7 +132,7 @@ def pseudo_label_cross_entropy(
         raise UserError(f"the temperature of the loss is {temperature}; it must be above 0")
     known = labels >= 0
     index = jnp.where(known, labels, 0)[:, None]  # [b, 1]
-    log_p = jax.nn.log_softmax(scores.astype(jnp.float32) / temperature, axis=-1)
+    log_p = jax.nn.log_softmax(wide(scores) / temperature, axis=-1)
     losses = -jnp.take_along_axis(log_p, index[..., None], axis=-1).mean((1, 2))  # [b]
     hits = jnp.mean(jnp.argmax(scores, -1) == index, axis=1)  # [b]
     sums = [jnp.mean(jnp.where(known, x, 0.0)) for x in (losses, hits, jnp.ones_like(losses))]
@@ -264,7 +265,7 @@ def balanced_labels(
     if iterations < 1:
         raise UserError(f"iterations of SeLa's labels are {iterations}; at least 1 is needed")
     n, count = len(x), kernel.shape[1]
-    log_n, log_k = jnp.log(jnp.maximum(member.sum(), 1).astype(jnp.float32)), jnp.log(float(count))
+    log_n, log_k = jnp.log(jnp.maximum(member.sum(), 1).astype(float)), jnp.log(float(count))
 
     def log_power(block):  # λ log p of a block, [chunk, K]
         logits = scores(block.take(x), kernel) / temperature

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ssl_jax.contract.precision import wide
 from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 
@@ -25,7 +26,7 @@ def normalize(x: jax.Array, eps: float = 1e-12) -> jax.Array:
     Returns:
       float32 [..., d].
     """
-    x = x.astype(jnp.float32)
+    x = wide(x)
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
     x = jnp.where(squared > eps, x, lax.stop_gradient(x))
     return x * lax.rsqrt(jnp.maximum(squared, eps))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
+from ssl_jax.contract.precision import wide
 from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 from ssl_jax.losses.contrastive import PRECISION
@@ -50,7 +51,7 @@ def full_softmax(
     _check_temperature(temperature)
     if chunk is not None and chunk < 1:
         raise UserError(f"the chunk of the loss is {chunk}; it must be at least 1, or None")
-    z, bank = z.astype(jnp.float32), lax.stop_gradient(bank)
+    z, bank = wide(z), lax.stop_gradient(bank)
     n = len(bank)
     chunk = min(chunk or n, n)
 
@@ -106,7 +107,7 @@ def nce(
     paper's proximal term (equation 10) is not in the code.
     """
     _check_temperature(temperature)
-    z, bank = z.astype(jnp.float32), lax.stop_gradient(bank)
+    z, bank = wide(z), lax.stop_gradient(bank)
     n, m = len(bank), noise.shape[1]
     candidates = bank[jnp.concatenate([index[:, None], noise], 1)]  # [b, 1 + m, d]
     logits = jnp.einsum("bd,bkd->bk", z, candidates, precision=PRECISION) / temperature
@@ -139,7 +140,7 @@ def update_bank(
     Source: zhirongw/lemniscate.pytorch lib/LinearAverage.py and lib/NCEAverage.py, backward.
     """
     bank = lax.stop_gradient(jnp.asarray(bank))
-    index, z = collectives.gather((index, lax.stop_gradient(z).astype(jnp.float32)), axis)
+    index, z = collectives.gather((index, wide(lax.stop_gradient(z))), axis)
     rows = unit(momentum * bank[index] + (1 - momentum) * z)
     # Repeated ids write one and the same row, so that the order of the scatter does not matter.
     same = index[:, None] == index[::-1]  # [B, B], columns from the last row to the first

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from ssl_jax.contract.precision import wide
 from ssl_jax.devices import collectives
 
 
@@ -27,7 +28,7 @@ def normalised_patches(patches: jax.Array, eps: float = 1e-6) -> jax.Array:
     """
     if patches.shape[-1] < 2:
         raise ValueError("normalised_patches: a patch of one value has no variance")
-    patches = patches.astype(jnp.float32)
+    patches = wide(patches)
     mean = jnp.mean(patches, -1, keepdims=True)
     variance = jnp.var(patches, -1, keepdims=True, ddof=1)
     return (patches - mean) / jnp.sqrt(variance + eps)
@@ -63,7 +64,7 @@ def masked_mse(
             f"they must be [b, N, d], the same, and [b, N]"
         )
     mask = mask.astype(jnp.float32)
-    difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+    difference = wide(prediction) - wide(target)
     error = jnp.mean(jnp.square(difference), -1)  # [b, N]
     count = collectives.pmean(jnp.sum(mask), axis)
     return jnp.sum(error * mask) / jnp.where(count > 0, count, 1.0)

@@ -7,6 +7,7 @@ statistics are those of the rows of all devices, so both losses belong to the gl
 import jax
 import jax.numpy as jnp
 
+from ssl_jax.contract.precision import wide
 from ssl_jax.devices import collectives
 from ssl_jax.losses.contrastive import PRECISION
 
@@ -25,7 +26,7 @@ def standardize(z: jax.Array, axis: str | None = None, epsilon: float = 1e-5) ->
     Returns:
       float32 [b, d].
     """
-    z = z.astype(jnp.float32)
+    z = wide(z)
     z = z - collectives.pmean(jnp.mean(z, 0), axis)
     variance = collectives.pmean(jnp.mean(jnp.square(z), 0), axis)
     return z * jax.lax.rsqrt(variance + epsilon)
@@ -105,7 +106,7 @@ def covariance(z: jax.Array, axis: str | None = None) -> jax.Array:
     rows = len(z) * collectives.size(axis)
     if rows < 2:
         raise ValueError("the covariance needs at least two rows")
-    z = z.astype(jnp.float32)
+    z = wide(z)
     z = z - collectives.pmean(jnp.mean(z, 0), axis)
     mean = collectives.pmean(jnp.matmul(z.T, z, precision=PRECISION) / len(z), axis)
     return mean * (rows / (rows - 1))
@@ -141,7 +142,7 @@ def vicreg(z1: jax.Array, z2: jax.Array, axis: str | None = None) -> dict[str, j
     Self-Supervised Learning"; facebookresearch/vicreg main_vicreg.py, VICReg.forward.
     """
     check(z1, z2)
-    invariance = jnp.mean(jnp.square(z1.astype(jnp.float32) - z2.astype(jnp.float32)))
+    invariance = jnp.mean(jnp.square(wide(z1) - wide(z2)))
     variance = decorrelation = 0.0
     for z in (z1, z2):
         c = covariance(z, axis)

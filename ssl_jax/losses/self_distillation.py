@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ssl_jax.contract.precision import wide
 from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 from ssl_jax.losses.contrastive import PRECISION
@@ -30,7 +31,7 @@ def centred_targets(teacher: jax.Array, centre: jax.Array, temperature: jax.Arra
     main_dino.py, DINOLoss.forward.
     """
     _check_temperature("teacher", temperature)
-    teacher = lax.stop_gradient(teacher).astype(jnp.float32)
+    teacher = wide(lax.stop_gradient(teacher))
     return jax.nn.softmax((teacher - lax.stop_gradient(centre)) / temperature)
 
 
@@ -61,7 +62,7 @@ def sinkhorn_targets(
     _check_temperature("teacher", temperature)
     if iterations < 1:
         raise UserError(f"Sinkhorn needs at least 1 iteration, not {iterations}")
-    q = lax.stop_gradient(teacher).astype(jnp.float32) / temperature
+    q = wide(lax.stop_gradient(teacher)) / temperature
     for _ in range(iterations):
         here = jax.nn.logsumexp(q, (0, 1))  # [K]
         q = q - jax.nn.logsumexp(collectives.gather(here[None], axis), 0)  # [devices, K] -> [K]
@@ -98,7 +99,7 @@ def cross_view(student: jax.Array, targets: jax.Array, temperature: float) -> ja
             f"student {student.shape} and targets {targets.shape} must be [b, v, K] and "
             "[b, g, K] with g ≤ v and v ≥ 2"
         )
-    log_p = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
+    log_p = jax.nn.log_softmax(wide(student) / temperature)
     pairs = -jnp.einsum("bgk,bvk->gv", lax.stop_gradient(targets), log_p, precision=PRECISION)
     other = 1.0 - jnp.eye(g, v)
     return jnp.sum(pairs * other) / (b * g * (v - 1))
@@ -121,7 +122,7 @@ def update_centre(
     Source: Caron et al. 2021 (DINO), equation 4; facebookresearch/dino main_dino.py,
     DINOLoss.update_center.
     """
-    teacher = lax.stop_gradient(teacher).astype(jnp.float32)
+    teacher = wide(lax.stop_gradient(teacher))
     mean = collectives.pmean(jnp.mean(teacher, (0, 1)), axis)
     return momentum * centre + (1 - momentum) * mean
 

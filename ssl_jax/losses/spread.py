@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ssl_jax.contract.precision import wide
 from ssl_jax.devices import collectives
 from ssl_jax.losses.contrastive import PRECISION
 
@@ -31,7 +32,7 @@ def spread(z: jax.Array, axis: str | None) -> dict[str, jax.Array]:
     Returns:
       {'embedding_std', 'embedding_rank'}: float32 [], the same on every device.
     """
-    z = lax.stop_gradient(z.reshape(-1, z.shape[-1]).astype(jnp.float32))
+    z = lax.stop_gradient(wide(z.reshape(-1, z.shape[-1])))
     z = z / jnp.maximum(jnp.max(jnp.abs(z), 1, keepdims=True), 1e-30)  # no square overflows
     u = z / jnp.maximum(jnp.linalg.norm(z, axis=1, keepdims=True), 1e-12)
     u = u[:, :DIMENSIONS]

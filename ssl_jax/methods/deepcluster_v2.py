@@ -82,7 +82,7 @@ def make(config: ConfigDict, run: Run) -> Method:
             "projector": g["batch_stats"],
             "bank": [jnp.zeros((run.examples, z.shape[1])) for _ in range(2)],  # of each crop
             "seen": jnp.full(run.examples, -1),  # the epoch that wrote the example's embeddings
-            "labels": jnp.full((len(m.prototypes), run.examples), clustering.UNLABELLED),
+            "labels": jnp.full((len(m.prototypes), run.examples), clustering.UNLABELLED, jnp.int32),
             "prototypes": [jnp.zeros((z.shape[1], k)) for k in m.prototypes],
             "clustered": jnp.zeros((), jnp.int32),  # the epoch that the labels are for
         }

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from ssl_jax.errors import UserError, near_misses
@@ -39,9 +40,10 @@ def make(config: Mapping[str, Any]) -> nn.Module:
     """The encoder that a configuration describes.
 
     Args:
-      config: dict or ConfigDict: 'name', a key of MODELS; 'dtype', 'float32' (default) or
-        'bfloat16': the type of the computation; and any field of the module, see `ResNet` and
-        `ViT`. A field given here wins over the one that the name implies.
+      config: dict or ConfigDict: 'name', a key of MODELS; 'dtype', 'float32' (default),
+        'bfloat16' or, for tests of equality, 'float64': the type of the computation; and any field
+        of the module, see `ResNet` and `ViT`. A field given here wins over the one that the name
+        implies.
 
     Returns:
       an unbound module, axis None.
@@ -62,6 +64,12 @@ def make(config: Mapping[str, Any]) -> nn.Module:
         if isinstance(value, list):
             fields[key] = tuple(value)
     dtype = fields.get("dtype", "float32")
-    if dtype not in DTYPES:
+    if dtype == "float64":  # for tests of equality
+        if not jax.config.jax_enable_x64:
+            raise UserError(
+                "--config.model.dtype is 'float64', which needs JAX_ENABLE_X64=1 in the "
+                "environment; set that, or choose float32 or bfloat16"
+            )
+    elif dtype not in DTYPES:
         raise UserError(f"model.dtype: unknown {dtype!r}.{near_misses(dtype, DTYPES)}")
-    return constructor(**{**fields, "dtype": DTYPES[dtype]})
+    return constructor(**{**fields, "dtype": (DTYPES | {"float64": jnp.float64})[dtype]})

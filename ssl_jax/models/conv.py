@@ -20,6 +20,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ssl_jax.contract.precision import wide_dtype
 from ssl_jax.devices import collectives, layout
 
 # Products summed for one element of the gradient before the next images are taken, as measured:
@@ -79,7 +80,7 @@ def _sum_of_few(x, dy, size, stride, padding):
         seen = x[:, ::stride, ::stride]
         # [o, n] @ [n, c] -> [o, c]
         product = jnp.matmul(
-            dy.reshape(-1, o).T, seen.reshape(-1, c), preferred_element_type=jnp.float32
+            dy.reshape(-1, o).T, seen.reshape(-1, c), preferred_element_type=wide_dtype(x.dtype)
         )
         return product.T.reshape(1, 1, c, o)
     # As measured: few channels make narrow products, for which patches are not worth the copy.
@@ -130,7 +131,7 @@ def _by_convolution(x, dy, size, stride, padding):
         padding=((padding, after[0]), (padding, after[1])),
         rhs_dilation=(stride, stride),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        preferred_element_type=jnp.float32,
+        preferred_element_type=wide_dtype(x.dtype),
     )
 
 
@@ -149,7 +150,7 @@ def _by_patches(x, dy, size, stride, padding):
         dy.reshape(-1, o),
         patches.reshape(-1, patches.shape[-1]),
         (((0,), (0,)), ((), ())),
-        preferred_element_type=jnp.float32,
+        preferred_element_type=wide_dtype(x.dtype),
     )
 
 
@@ -261,7 +262,7 @@ class Conv(nn.Module):
             "kernel",
             nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
             (self.size, self.size, x.shape[-1], self.features),
-            jnp.float32,
+            wide_dtype(self.dtype),
         )
         padding = (self.size - 1) // 2 if self.padding is None else self.padding
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding)

@@ -25,6 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssl_jax.contract.precision import wide, wide_dtype
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.models.linear import Linear
 from ssl_jax.models.norm import BatchNorm
@@ -39,7 +40,7 @@ def unit(x: jax.Array, axis: int = -1) -> jax.Array:
 
     The gradient at x = 0 is finite.
     """
-    x = x.astype(jnp.float32)
+    x = wide(x)
     square = jnp.sum(jnp.square(x), axis, keepdims=True)
     # √max(‖x‖², 1e-24) = max(‖x‖, 1e-12), without the infinite slope of √ at 0.
     return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
@@ -90,6 +91,7 @@ class MLP(nn.Module):
         if self.activation not in ACTIVATIONS:
             near = near_misses(self.activation, ACTIVATIONS)
             raise UserError(f"activation: unknown {self.activation!r}.{near}")
+        kind = wide_dtype(self.dtype)
         layers = zip(self.widths, self.norms, self.biases, strict=True)
         for i, (width, norm, bias) in enumerate(layers):
             if norm not in NORMS:
@@ -108,10 +110,10 @@ class MLP(nn.Module):
                     use_bias=use_bias,
                     unbiased=self.unbiased,
                     # What leaves the head is float32; do not round it on the way.
-                    dtype=self.dtype if i + 1 < len(self.widths) else jnp.float32,
+                    dtype=self.dtype if i + 1 < len(self.widths) else kind,
                     name=f"norm{i}",
                 )(x, train)
-        return x.astype(jnp.float32)
+        return x.astype(kind)
 
 
 class DINOHead(nn.Module):
@@ -163,18 +165,18 @@ class DINOHead(nn.Module):
             axis=self.axis,
             name="mlp",
         )(x, train)
-        limit = self.bottleneck**-0.5
+        limit, kind = self.bottleneck**-0.5, wide_dtype(self.dtype)
         v = self.param(
             "v",
-            lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -limit, limit),
+            lambda key, shape: jax.random.uniform(key, shape, kind, -limit, limit),
             (self.bottleneck, self.out),
         )
         w = unit(v, 0)
         if not self.norm_last:
-            w = w * self.param("g", nn.initializers.ones, (self.out,), jnp.float32)
+            w = w * self.param("g", nn.initializers.ones, (self.out,), kind)
         # [b, bottleneck] @ [bottleneck, out]
         x, w = unit(x).astype(self.dtype), w.astype(self.dtype)
-        return jnp.matmul(x, w, preferred_element_type=jnp.float32)
+        return jnp.matmul(x, w, preferred_element_type=wide_dtype(x.dtype))
 
 
 class Prototypes(nn.Module):
@@ -184,20 +186,20 @@ class Prototypes(nn.Module):
 
     Attributes:
       count: prototypes K.
-      dtype: of the computation; `kernel` [d, K] is float32, initially U(±1/√d).
+
+    Parameters: `kernel` [d, K], float32, initially U(±1/√d).
     """
 
     count: int
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[b, d] -> float32 [b, count]."""
-        limit = x.shape[-1] ** -0.5
+        x = wide(x)
+        limit, kind = x.shape[-1] ** -0.5, x.dtype
         kernel = self.param(
             "kernel",
-            lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -limit, limit),
+            lambda key, shape: jax.random.uniform(key, shape, kind, -limit, limit),
             (x.shape[-1], self.count),
         )
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+        return x @ kernel

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssl_jax.contract.precision import wide_dtype
 from ssl_jax.errors import UserError, near_misses
 
 INITS = ("torch", "normal", "xavier", "xavier_qkv", "simclr", "haiku")
@@ -71,9 +72,10 @@ class Linear(nn.Module):
         """[…, in] -> […, features] of `dtype`."""
         fan_in = x.shape[-1]
         kernel_init, bias_init = initializers(self.initial, fan_in, self.features)
-        kernel = self.param("kernel", kernel_init, (fan_in, self.features), jnp.float32)
+        kind = wide_dtype(self.dtype)
+        kernel = self.param("kernel", kernel_init, (fan_in, self.features), kind)
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)  # […, in] @ [in, features]
         if self.use_bias:
-            bias = self.param("bias", bias_init, (self.features,), jnp.float32)
+            bias = self.param("bias", bias_init, (self.features,), kind)
             y = y + bias.astype(self.dtype)
         return y

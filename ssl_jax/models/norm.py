@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ssl_jax.contract.precision import wide_dtype
 from ssl_jax.devices import collectives
 
 
@@ -75,17 +76,17 @@ class BatchNorm(nn.Module):
         Raises:
           ValueError: `group` does not divide b.
         """
-        channels = x.shape[-1]
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        channels, kind = x.shape[-1], wide_dtype(self.dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), kind)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), kind)
         scale = bias = None
         if self.use_scale:
-            scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
+            scale = self.param("scale", self.scale_init, (channels,), kind)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+            bias = self.param("bias", nn.initializers.zeros, (channels,), kind)
 
         shape = x.shape
-        x = x.astype(jnp.float32)
+        x = x.astype(kind)
         if not train:
             mean, var = running_mean.value, running_var.value
             y = _affine(x, mean, var, scale, bias, self.epsilon)

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssl_jax.contract.precision import wide_dtype
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.models.conv import Conv
 from ssl_jax.models.norm import BatchNorm
@@ -183,4 +184,4 @@ class ResNet(nn.Module):
         Returns:
           float32 [b, features], the mean of the last map over its pixels.
         """
-        return jnp.mean(self.stages(x, train)[-1], (1, 2), dtype=jnp.float32)
+        return jnp.mean(self.stages(x, train)[-1], (1, 2), dtype=wide_dtype(self.dtype))

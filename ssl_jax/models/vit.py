@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ssl_jax.contract.precision import wide, wide_dtype
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.models.linear import Linear
 from ssl_jax.models.positions import POSITIONS, resample, sincos
@@ -62,6 +63,11 @@ def _fold(keys: jax.Array | None, data: int) -> jax.Array | None:
     return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
 
 
+def layer_norm(dtype: Any, name: str | None = None) -> nn.Module:
+    """The LayerNorm of these transformers, over the last axis; its parameters are float32."""
+    return nn.LayerNorm(epsilon=1e-6, dtype=dtype, param_dtype=wide_dtype(dtype), name=name)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, softmax(q kᵀ / √(D/heads)) v; the softmax in float32.
 
@@ -88,7 +94,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).reshape(b, t, 3, self.heads, d // self.heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         # [b, T, h, e] · [b, S, h, e] -> [b, h, T, S]
-        logits = jnp.einsum("bthe,bshe->bhts", q, k, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("bthe,bshe->bhts", q, k, preferred_element_type=wide_dtype(self.dtype))
         return nn.softmax(logits / math.sqrt(d // self.heads)), v
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -119,9 +125,9 @@ class Block(nn.Module):
 
     def setup(self):
         other = INITS[self.initial][2]
-        self.norm1 = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        self.norm1 = layer_norm(self.dtype)
         self.attn = Attention(self.width, self.heads, self.initial, self.dtype)
-        self.norm2 = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        self.norm2 = layer_norm(self.dtype)
         self.fc1 = Linear(int(self.width * self.mlp), initial=other, dtype=self.dtype)
         self.fc2 = Linear(self.width, initial=other, dtype=self.dtype)
 
@@ -190,14 +196,15 @@ class ViT(nn.Module):
 
     def setup(self):
         self._check()
+        kind = wide_dtype(self.dtype)
         self.patch_embed = Linear(self.width, initial=INITS[self.initial][0], dtype=self.dtype)
         if self.token:
             token_init = nn.initializers.normal(INITS[self.initial][3])
-            self.class_token = self.param("class_token", token_init, (self.width,), jnp.float32)
+            self.class_token = self.param("class_token", token_init, (self.width,), kind)
         grid = self.size // self.patch
         if self.positions == "learned":
             shape = (self.token + grid * grid, self.width)
-            self.table = self.param("positions", nn.initializers.normal(0.02), shape, jnp.float32)
+            self.table = self.param("positions", nn.initializers.normal(0.02), shape, kind)
         else:
             table = sincos(self.width, grid, self.positions)
             self.table = jnp.pad(table, ((int(self.token), 0), (0, 0)))
@@ -207,7 +214,7 @@ class ViT(nn.Module):
             make(self.width, self.heads, self.mlp, rate * i, self.initial, self.dtype)
             for i in range(self.depth)
         ]
-        self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        self.norm = layer_norm(self.dtype)
 
     def _check(self):
         for field, known in (("positions", POSITIONS), ("pool", POOLS), ("initial", INITS)):
@@ -275,8 +282,8 @@ class ViT(nn.Module):
     def summarise(self, tokens: jax.Array) -> jax.Array:
         """`encode`'s tokens [b, T, D] to features, float32 [b, D], as `pool` says."""
         if self.pool == "token":
-            return self.norm(tokens[:, 0]).astype(jnp.float32)
-        return self.norm(jnp.mean(tokens[:, int(self.token) :], 1)).astype(jnp.float32)
+            return wide(self.norm(tokens[:, 0]))
+        return wide(self.norm(jnp.mean(tokens[:, int(self.token) :], 1)))
 
     def __call__(
         self, x: jax.Array, train: bool = False, keys: jax.Array | None = None

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict, config_dict
 
+from ssl_jax.contract.precision import wide_dtype
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.optim import rules, schedules
 
@@ -93,7 +93,7 @@ def make(
     """
     groups, labels = resolve(config, params, labels)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if leaf.dtype != jnp.float32:
+        if leaf.dtype != wide_dtype(leaf.dtype):
             raise ValueError(
                 f"parameter {rules.name_of(path)} is {leaf.dtype}; parameters are float32"
             )

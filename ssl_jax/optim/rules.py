@@ -95,7 +95,7 @@ def descent(
     add_decay = optax.add_decayed_weights(decay, decayed)
     # Just Google's and FB's ratio: 1 where either norm is 0, nothing added to the denominator.
     trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=eta), adapted)
-    momentum = optax.trace(fields["momentum"], fields["nesterov"], accumulator_dtype=jnp.float32)
+    momentum = optax.trace(fields["momentum"], fields["nesterov"])
     step = optax.scale(-lr)
     match fields["name"]:
         case "sgd":

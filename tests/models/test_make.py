@@ -1,8 +1,10 @@
 """Encoders by configuration."""
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import pytest
+from kit import programs
 
 from ssl_jax import models
 from ssl_jax.errors import UserError
@@ -35,8 +37,20 @@ def test_vit_by_name():
         ({"name": "resnet18", "widht": 32}, "model.widht: resnet18 has no such field. Did"),
         ({"name": "resnet18", "axis": "batch"}, "model.axis"),
         ({"name": "vit", "dtype": "float16"}, "Did you mean bfloat16"),
+        ({"name": "vit", "dtype": "float64"}, "needs JAX_ENABLE_X64=1"),
     ],
 )
 def test_user_errors(config, message):
     with pytest.raises(UserError, match=message):
         models.make(config)
+
+
+@pytest.mark.parametrize(
+    "config", [{"name": "resnet", "blocks": (1,), "width": 8}, {"name": "vit", "depth": 1}]
+)
+def test_in_float64_every_number_is(config):
+    with programs.float64():
+        net = models.make({**config, "dtype": "float64"})
+        x = jnp.zeros((2, 224, 224, 3), jnp.float32)
+        y, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves((y, variables))} == {jnp.dtype("float64")}

@@ -75,4 +75,4 @@ def enqueue(
 
 def write(queue: jax.Array, pointer: jax.Array, rows: jax.Array) -> jax.Array:
     """The queue [K, d] with rows [B, d] from `pointer` on."""
-    return lax.dynamic_update_slice(queue, rows, (pointer, 0))
+    return lax.dynamic_update_slice_in_dim(queue, rows, pointer, 0)

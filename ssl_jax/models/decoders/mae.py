@@ -7,10 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssl_jax.contract.precision import wide_dtype
 from ssl_jax.errors import UserError
 from ssl_jax.models.linear import Linear
 from ssl_jax.models.positions import sincos
-from ssl_jax.models.vit import Block
+from ssl_jax.models.vit import Block, layer_norm
 
 
 class Decoder(nn.Module):
@@ -62,12 +63,10 @@ class Decoder(nn.Module):
                 f"method.decoder: width {self.width} must be a multiple of 4 and of the "
                 f"heads, {self.heads}"
             )
-        first, patches = int(self.token), mask.shape[1]
+        first, patches, kind = int(self.token), mask.shape[1], wide_dtype(self.dtype)
         tokens = Linear(self.width, initial="xavier", dtype=self.dtype, name="embed")(tokens)
         if tokens.shape[1] < first + patches:
-            mask_token = self.param(
-                "mask_token", nn.initializers.normal(0.02), (self.width,), jnp.float32
-            )
+            mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,), kind)
             # A visible patch is the k-th token, k the number of visible patches before it.
             place = first + jnp.maximum(jnp.cumsum(~mask, 1) - 1, 0)  # [b, N]
             seen = jnp.take_along_axis(tokens, place[..., None], 1)  # [b, N, width]
@@ -79,6 +78,6 @@ class Decoder(nn.Module):
         for i in range(self.depth):
             block = make(self.width, self.heads, self.mlp, dtype=self.dtype, name=f"blocks_{i}")
             tokens = block(tokens)
-        tokens = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(tokens)
+        tokens = layer_norm(self.dtype, name="norm")(tokens)
         # What is compared with the pixels is float32.
-        return Linear(self.out, initial="xavier", name="predict")(tokens[:, first:])
+        return Linear(self.out, initial="xavier", dtype=kind, name="predict")(tokens[:, first:])
