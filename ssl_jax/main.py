@@ -42,9 +42,9 @@ usage: {program} --config CONFIG[:PRESET] [--workdir FOLDER] [--config.FIELD=VAL
   --processes P            how many processes there are
   --process I              which of them this is, 0 … P−1
 
-CONFIG is one of the names at the end, simclr say, or a file of your own by its path, which ends in
-.py: my/own.py, own.py. A name alone always is that of ssl_jax, whatever lies in the folder that you
-are in. configs/NAME.py is your own file of that path if there is one, else that of ssl_jax.
+CONFIG is a name from the list at the end, or the path of a file of your own, which ends in .py:
+--config simclr:digits, --config my/own.py:small. A name always means the config of ssl_jax. A path
+means your own file; where you have none there, configs/NAME.py means the config of ssl_jax as well.
 
 Under SLURM (srun), Open MPI (mpirun), Kubernetes and on a TPU pod the processes find each other
 without the last three flags; launch/ in the repository has scripts that start and restart them.
