@@ -16,9 +16,12 @@ Expected:
 
 from ml_collections import ConfigDict
 
-from ssl_jax.augment import policies
-from ssl_jax.optim import optimizers
 from ssl_jax.runs import config as configs
+
+common = configs.load_module("common")
+
+# gamma of the last norm of a block starts at 0 (tf2/resnet.py); TensorFlow's running variance.
+GOOGLE = {"zero_init_residual": True, "unbiased": False}
 
 
 def imagenet() -> ConfigDict:
@@ -29,35 +32,16 @@ def imagenet() -> ConfigDict:
     learning rate 0.075·√batch (paper: 0.3·batch/256; at 4,096 both are 4.8), images in [0, 1]
     without mean and deviation, and a loss that sums the two directions.
     """
-    c = configs.defaults()
-    c.epochs = 100.0
-    c.batch = 4096
-    c.data.source = "tfds:imagenet2012"
-    c.data.test_split = "validation"
-    c.data.size = 256
-    c.data.channels = 3
-    c.model = ConfigDict(
-        {
-            "name": "resnet50",
-            "width": 64,
-            "stem": "imagenet",
-            "zero_init_residual": True,  # tf2/resnet.py: gamma of the last norm starts at 0
-            "unbiased": False,  # TensorFlow's running variance
-            "dtype": "bfloat16",
-        }
-    )
-    c.method = method(temperature=0.1, hidden=2048, layers=3, loss_scale=2.0)
-    c.views.both = ConfigDict(policies.make("simclr", 224)._asdict())
-    c.optimizer = optimizers.defaults()
+    c = common.imagenet(epochs=100.0, batch=4096)
+    c.model = common.resnet50(**GOOGLE)
+    c.method = common.method("simclr", loss_scale=2.0)
+    c.views.both = common.view("simclr", 224)
     c.optimizer.name = "lars_google"
     c.optimizer.learning_rate = 0.075
     c.optimizer.scaling = "sqrt"
     c.optimizer.warmup_epochs = 10.0
     c.optimizer.weight_decay = 1e-4
-    c.evaluate.size = 224
-    c.evaluate.crop_fraction = 0.875
-    c.monitor.every_steps = 3_000
-    c.log_every = 50
+    c.evaluate.mean, c.evaluate.std = (0.0,), (1.0,)
     return c
 
 
@@ -66,83 +50,45 @@ def cifar10() -> ConfigDict:
 
     It follows the command; the projector is the code's default of 3 layers.
     """
-    c = imagenet()
-    c.epochs = 1_000.0
-    c.batch = 512
-    c.data.source = "tfds:cifar10"
-    c.data.test_split = "test"
-    c.data.size = 32
-    c.model.name = "resnet18"
-    c.model.stem = "cifar"
-    c.method = method(temperature=0.5, hidden=512, layers=3, loss_scale=2.0)
-    c.views.both = ConfigDict(policies.make("simclr_cifar", 32)._asdict())
+    c = common.cifar10(epochs=1_000.0, batch=512)
+    c.model = common.resnet18(**GOOGLE)
+    c.method = common.method("simclr", temperature=0.5, loss_scale=2.0)
+    c.method.projector.widths = (512, 512, 128)
+    c.views.both = common.view("simclr_cifar", 32)
+    c.optimizer.name = "lars_google"
     c.optimizer.learning_rate = 1.0  # of 256 images: the command leaves the flag's scaling, linear
     c.optimizer.scaling = "linear"
+    c.optimizer.warmup_epochs = 10.0
     c.optimizer.weight_decay = 1e-4
-    c.evaluate.size = 32
-    c.evaluate.crop_fraction = 1.0
-    c.monitor.every_steps = 2_000
+    c.evaluate.mean, c.evaluate.std = (0.0,), (1.0,)
     return c
 
 
 def digits() -> ConfigDict:
     """A small ResNet on 4,000 handwritten digits: minutes on two CPU cores."""
-    c = configs.defaults()
-    c.epochs = 20.0
-    c.batch = 128
-    c.data.source = "digits"
-    c.model = ConfigDict(
-        {"name": "resnet", "blocks": (1, 1, 1), "width": 32, "stem": "small", "dtype": "float32"}
-    )
-    c.method = method(temperature=0.2, hidden=256, layers=2, loss_scale=1.0)
-    # The official N(0, 0.01²) wants LARS; AdamW moves such weights by their own size at once.
-    c.method.projector.initial = "torch"
-    # Batch, crop area and learning rate were chosen on a hold-out of train (docs/results.md).
-    c.views.both = ConfigDict(policies.make("digits", 20, area=(0.25, 1.0))._asdict())
-    c.optimizer = optimizers.defaults()
-    c.optimizer.name = "adamw"
-    c.optimizer.learning_rate = 6e-3
-    c.optimizer.warmup_fraction = 0.1
-    c.optimizer.weight_decay = 1e-2
-    c.monitor.every_steps = 150
-    c.checkpoint.every_steps = 300
+    c = common.digits()
+    c.method = small()
+    # As batch and learning rate, chosen on a hold-out of train (docs/results.md).
+    c.views.both = common.view("digits", 20, area=(0.25, 1.0))
     return c
 
 
 def peer() -> ConfigDict:
     """`digits` with the batch, optimizer and views that lightly 1.6.0 was measured with."""
-    c = digits()
-    c.epochs = 20.0
-    c.batch = 256
-    c.views.both = ConfigDict(policies.make("digits", 28)._asdict())
-    c.optimizer.learning_rate = 3e-3
-    c.monitor.every_steps = 75
-    c.checkpoint.every_steps = 150
+    c = common.peer()
+    c.method = small()
+    c.views.both = common.view("digits", 28)
     return c
 
 
-def method(temperature: float, hidden: int, layers: int, loss_scale: float) -> ConfigDict:
-    """Fields of `config.method`: a projector of `layers` layers to 128 dimensions.
-
-    BatchNorm stands after every layer, the last one without a bias, as in tf2/model.py.
-    """
-    projector = {
-        "widths": (hidden,) * (layers - 1) + (128,),
-        "norms": ("affine",) * (layers - 1) + ("scale",),
-        "biases": (False,) * layers,
-        "initial": "simclr",
-        "unbiased": False,
-    }
-    return ConfigDict(
-        {
-            "name": "simclr",
-            "temperature": temperature,
-            "projector": projector,
-            "loss_scale": loss_scale,
-            "chunk": 0,  # candidates that the loss handles at a time; 0: all at once
-            "encoder_rows": 0,  # views that the encoder handles at a time on a device; 0: all
-        }
+def small() -> ConfigDict:
+    """Fields of `config.method`: a projector of 2 layers, and τ 0.2."""
+    c = common.method("simclr", temperature=0.2)
+    # The official N(0, 0.01²) wants LARS; AdamW moves such weights by their own size at once.
+    c.projector.update(
+        widths=(256, 128), norms=("affine", "scale"), biases=(False, False), initial="torch"
     )
+    return c
 
 
 PRESETS = {"imagenet": imagenet, "cifar10": cifar10, "digits": digits, "peer": peer}

@@ -69,6 +69,8 @@ from ssl_jax.runs import config as configs
 found = {}
 for file in sorted(pathlib.Path("configs").glob("*.py")):
     module = configs.load_module(str(file))
+    if not hasattr(module, "get_config"):  # what several share
+        continue
     for preset in getattr(module, "PRESETS", None) or [""]:
         name = f"configs/{file.name}:{preset}".rstrip(":")
         found[name] = configs.to_json(configs.load(name)[0])

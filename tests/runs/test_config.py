@@ -8,7 +8,8 @@ from ssl_jax.errors import UserError
 from ssl_jax.methods import METHODS
 from ssl_jax.runs import config as configs
 
-FILES = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
+FOLDER = pathlib.Path(__file__).parents[2] / "configs"
+FILES = [f for f in sorted(FOLDER.glob("*.py")) if f.stem != "common"]  # which is no config
 
 
 def presets(file):
@@ -31,6 +32,14 @@ def test_every_preset_loads_says_how_to_run_it_and_survives_json(file, preset):
         configs.check(config)
         assert config.method.name in METHODS
         assert set(config) == set(configs.defaults()) | {"optimizer"}
+
+
+def test_a_method_has_the_fields_that_its_file_names():
+    common = configs.load_module("common")
+    changed = common.method("simclr", temperature=0.2)
+    assert changed.temperature == 0.2 and changed.loss_scale == 1.0
+    with pytest.raises(KeyError, match="simclr has no field temprature"):
+        common.method("simclr", temprature=0.2)
 
 
 def test_the_first_preset_is_the_default():
