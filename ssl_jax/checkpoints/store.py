@@ -1,12 +1,18 @@
 """Checkpoints: the whole training state, and reading back the encoder alone (Orbax).
 
 A checkpoint gets its name when all of it is on disk, with a manifest of checksums (`manifest.py`)
-that is verified before anything is read (`verify.py`). Only process 0 saves: the state is whole on
-every process. A save that fails costs no more than that checkpoint: training goes on and tries
-again.
+that is verified before anything is read (`verify.py`). Which ones stay is decided in `kept.py`.
+Only process 0 saves: the state is whole on every process. A save that fails costs no more than that
+checkpoint: training goes on and tries again.
+
+Orbax writes and reads the arrays; folders, names and deletions are ours, so that the manifest is
+written before a checkpoint has its name. Reading is by Orbax's v1 API, writing by its older
+`AsyncCheckpointer`: v1 has no save that process 0 can make alone. (`v1.save_async` compares paths
+with a collective of all processes, whatever `active_processes` says, and `v1.training.Checkpointer`
+refuses `active_processes`; tried with Orbax 0.12.8.) Both share one format.
 """
 
-import asyncio
+import concurrent.futures
 import contextlib
 import errno
 import functools
@@ -15,102 +21,90 @@ import hashlib
 import logging
 import os
 import pathlib
+import re
 import shutil
 import sys
-import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint._src.metadata import array_metadata_store
-from orbax.checkpoint.checkpoint_managers import preservation_policy
+from orbax.checkpoint import v1
 
-from ssl_jax.checkpoints import manifest, verify
+from ssl_jax.checkpoints import kept, manifest, verify
 from ssl_jax.errors import UserError, warn
 from ssl_jax.processes import insist
 
-TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX  # in the name of a step until it is whole
+TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a step until it is whole; Orbax's own suffix
 DELETED = (
     "deleted"  # folder that old steps are moved to, at once, before they are deleted bit by bit
 )
+STATE = "state"  # the item of a checkpoint that holds it
+METRICS, NUMBERS = kept.METRICS.split("/")  # the item that the best is chosen by, and its file
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOENT),
 )
 
 
-class Sealed(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """A step's folder until it gets its name: Orbax's, and then a manifest is written.
+class Manager:
+    """The checkpoints of a run, and the save in progress: what `open_manager` yields.
 
-    A class because that is Orbax's hook (`CheckpointManagerOptions.temporary_path_class`). Its
-    callback comes before Orbax's own last two files, which the manifest would not cover.
+    Attributes:
+      directory: `<workdir>/checkpoints`.
+      keep: how many of the newest stay.
+      best: which stays besides.
     """
 
-    async def finalize(self) -> None:
-        if TEMPORARY in self.get_final().parent.name:  # an item of a step, not the step
-            return await super().finalize()
-        sealing = self.get().with_name(f"{self.get().name}-sealing")  # still a temporary name
-        whole = ocp.path.atomicity.AtomicRenameTemporaryPath(
-            self.get(), sealing, checkpoint_metadata_store=self._checkpoint_metadata_store
-        )
-        await whole.finalize()
-        await asyncio.to_thread(manifest.write, pathlib.Path(sealing))
-        await asyncio.to_thread(sealing.rename, self.get_final())
+    def __init__(self, directory: pathlib.Path, keep: int, best: kept.Best, saver, pool):
+        self.directory, self.keep, self.best = directory, keep, best
+        self._saver = saver  # Orbax's; None where nothing is to be saved
+        self._pool = pool  # of one thread, for what follows a save
+        self._saving: concurrent.futures.Future | None = None
+
+    def all_steps(self) -> list[int]:
+        """Steps of the finished checkpoints, oldest first."""
+        return verify.steps(self.directory)
+
+    def latest_step(self) -> int | None:
+        """The newest of them; None where there is none."""
+        return max(self.all_steps(), default=None)
+
+    def wait_until_finished(self) -> None:
+        """Waits for the save in progress. What goes wrong with it is said, not raised."""
+        if self._saving is not None:
+            concurrent.futures.wait([self._saving])
 
 
 @contextlib.contextmanager
-def open_manager(folder: pathlib.Path, keep: int, *, read_only: bool = False):
-    """Opens the checkpoints of a run: the newest `keep`, and the best by kNN.
+def open_manager(
+    folder: pathlib.Path, keep: int, best: kept.Best = kept.KNN, *, read_only: bool = False
+):
+    """Opens the checkpoints of a run: the newest `keep`, and the best.
 
     Half-written and half-deleted ones are deleted. A context manager: leaving it waits for the
     last save.
 
     Args:
       folder: `<workdir>/checkpoints`.
-      keep: how many of the newest stay. (Orbax's own `max_to_keep` with `best_fn` would delete
-        the newest.)
+      keep: how many of the newest stay.
+      best: the metric by which one more is kept, and whether more or less of it is better. One that
+        was saved without the metric, or with NaN, is never the best.
       read_only: for probing, also of a run that goes on: nothing in the folder is changed.
 
     Yields:
-      an orbax CheckpointManager that saves in the background.
+      a Manager that saves in the background.
 
     Raises:
       UserError: the folder cannot be made, or, on leaving, the last save failed.
     """
     folder = folder.absolute()
-    me = jax.process_index()
-    read_only = read_only or me > 0
-    policy = preservation_policy.AnyPreservationPolicy(
-        [
-            preservation_policy.LatestN(keep),
-            preservation_policy.BestN(
-                get_metric_fn=lambda metrics: metrics["knn_top1"],
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            ),
-        ]
-    )
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy,
-        best_fn=lambda metrics: metrics["knn_top1"],  # without it Orbax forgets them on a restart
-        create=False,
-        read_only=read_only,
-        lightweight_initialize=read_only,  # probing needs no metrics
-        temporary_path_class=Sealed,
-        todelete_subdir=DELETED,
-        # At once: made in the background, they are waited for by signals that do not come where a
-        # process is on its own, or where one cannot be made.
-        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-        # Each process on its own, without Orbax's barriers: where process 0 cannot write, the
-        # others would wait 20 minutes at them.
-        multiprocessing_options=_alone(),
-    )
+    read_only = read_only or jax.process_index() > 0
     if not read_only:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -119,28 +113,32 @@ def open_manager(folder: pathlib.Path, keep: int, *, read_only: bool = False):
                 f"cannot make {folder}: {error.strerror}; choose another --workdir"
             ) from error
         _clean(folder)
-        # Orbax reads the metrics of every step at once, and damaged ones would stop it.
+        # Those that cannot be compared are not deleted for being worse than others.
         for step in verify.steps(folder):
             problem = verify.damage(folder / str(step), "metrics")
             if problem:
                 verify.set_aside(folder / str(step), problem)
-    with _orbax_is_silent():
-        manager = ocp.CheckpointManager(folder, options=options, handler_registry=_handlers())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_orbax_is_silent())
+        saver = pool = None
+        if not read_only:
+            stack.callback(_clean, folder)  # what a late thread of a failed save has written since
+            pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1, "checkpoint"))
+            saver = stack.enter_context(_saver())
+        manager = Manager(folder, keep, best, saver, pool)
         try:
             yield manager
         except BaseException:
             problem = _settle(manager)
             if problem:
                 warn(f"a checkpoint could not be saved in {folder} ({problem})")
-            _close(manager, read_only)
             raise
         problem = _settle(manager)
-        _close(manager, read_only)
         if problem:
             raise UserError(f"the last checkpoint could not be saved in {folder} ({problem})")
 
 
-def save(manager, state: Any, knn_top1: float | None = None) -> None:
+def save(manager: Manager, state: Any, metrics: Mapping[str, Any] | None = None) -> None:
     """Starts saving `state` under its step, in the background, on process 0.
 
     What goes wrong (a full disk, a folder that is gone) is said on one line; nothing is raised, and
@@ -149,28 +147,26 @@ def save(manager, state: Any, knn_top1: float | None = None) -> None:
     Args:
       manager: from `open_manager`.
       state: TrainState.
-      knn_top1: the newest kNN accuracy in [0, 1], by which the best checkpoint is kept.
+      metrics: what the monitors have found of late, by which the best checkpoint is kept. Its
+        finite numbers are saved; text and NaN are not.
     """
     if jax.process_index() > 0:
         return
     step = int(state.step)
     _settle(manager)  # what failed before was said when it did
-    problem = _start(manager, state, step, knn_top1)
+    problem = _start(manager, state, step, metrics, say=True)
     if problem:
         _say_not_saved(manager, step, problem)
-    else:
-        name = _watch_name(manager)
-        threading.Thread(target=_watch, args=(manager, step), name=name, daemon=True).start()
 
 
-def save_last(manager, state: Any, knn_top1: float | None = None) -> None:
+def save_last(manager: Manager, state: Any, metrics: Mapping[str, Any] | None = None) -> None:
     """Saves `state` and returns when it is on disk; every process calls it.
 
-    Where that fails it is tried again for ten minutes (`patience.insist`): at the end of a run, or
+    Where that fails it is tried again for ten minutes (`insist.insist`): at the end of a run, or
     when it is asked to stop, there is no later save.
 
     Args:
-      manager, state, knn_top1: as for `save`.
+      manager, state, metrics: as for `save`.
 
     Raises:
       UserError: it could not be saved in all that time.
@@ -179,7 +175,7 @@ def save_last(manager, state: Any, knn_top1: float | None = None) -> None:
 
     def attempt() -> str | None:
         _settle(manager)
-        return _start(manager, state, step, knn_top1) or _settle(manager)
+        return _start(manager, state, step, metrics, say=False) or _settle(manager)
 
     insist.insist(
         attempt,
@@ -188,7 +184,7 @@ def save_last(manager, state: Any, knn_top1: float | None = None) -> None:
     )
 
 
-def restore(manager, step: int, like: Any) -> Any:
+def restore(manager: Manager, step: int, like: Any) -> Any:
     """Reads the whole state of one step, onto the devices that `like` names.
 
     Args:
@@ -199,22 +195,26 @@ def restore(manager, step: int, like: Any) -> Any:
     Raises:
       UserError: the checkpoint is of another model or cannot be read.
     """
+    path = manager.directory / str(step)
     target = abstract(like)
     try:
-        arguments = ocp.args.PyTreeRestore(
-            item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
-        )
-        read = ocp.args.Composite(state=arguments)
-        return manager.restore(step, args=read).state
+        with _reading():
+            stored = _shapes(v1.metadata(path, checkpointable_name=STATE).metadata)
+            problem = _difference(stored, _shapes(target))
+            if problem is None:
+                return _load(path, target)
     except Exception as error:
         first = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
-        raise UserError(
-            f"checkpoint {manager.directory / str(step)} does not hold this model's state "
-            f"({type(error).__name__}: {first}); use another --workdir, or the config that made it"
-        ) from error
+        problem, cause = f"{type(error).__name__}: {first}", error
+    else:
+        cause = None
+    raise UserError(
+        f"checkpoint {path} does not hold this model's state ({problem}); use another --workdir, "
+        "or the config that made it"
+    ) from cause
 
 
-def restore_part(manager, step: int, like: Any, select: Callable[[Any], Any]) -> Any:
+def restore_part(manager: Manager, step: int, like: Any, select: Callable[[Any], Any]) -> Any:
     """Reads only the leaves that `select` picks: probing needs the encoder, not the optimizer.
 
     Args:
@@ -238,18 +238,17 @@ def restore_part(manager, step: int, like: Any, select: Callable[[Any], Any]) ->
         for p, leaf in jax.tree_util.tree_leaves_with_path(target)
         if id(leaf) in picked
     }
-    path = manager.directory / str(step) / "state"
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
-    with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
-        stored = reader.metadata(path).item_metadata.tree
-        shapes = {_name(p): tuple(m.shape) for p, m in jax.tree_util.tree_leaves_with_path(stored)}
+    path = manager.directory / str(step)
+    with _reading(partial=True):
+        stored = v1.metadata(path, checkpointable_name=STATE).metadata
+        shapes = _shapes(stored)
         for leaf in jax.tree.leaves(wanted):
             name = names[id(leaf)]
             if name not in shapes:
-                raise UserError(f"checkpoint {path.parent} is of another model: it has no {name}")
+                raise UserError(f"checkpoint {path} is of another model: it has no {name}")
             if shapes[name] != tuple(leaf.shape):
                 raise UserError(
-                    f"checkpoint {path.parent} is of another model: its {name} is "
+                    f"checkpoint {path} is of another model: its {name} is "
                     f"{shapes[name]}, the config's {tuple(leaf.shape)}"
                 )
         part: dict[str, Any] = {}  # the picked leaves alone, as nested dictionaries
@@ -257,19 +256,68 @@ def restore_part(manager, step: int, like: Any, select: Callable[[Any], Any]) ->
             *folders, last = names[id(leaf)].split("/")
             inner = functools.reduce(lambda d, k: d.setdefault(k, {}), folders, part)
             inner[last] = leaf
-        arguments = ocp.args.PyTreeRestore(
-            item=part,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(part),
-            partial_restore=True,
-        )
-        read = reader.restore(path, args=arguments)
+        read = _load(path, part)
     return jax.tree.map(
         lambda leaf: functools.reduce(lambda d, k: d[k], names[id(leaf)].split("/"), read), wanted
     )
 
 
+def _load(path: pathlib.Path, like: Any) -> Any:
+    """Orbax's `load`. Where it fails, the reads that it breaks off end here, while they are silent.
+
+    Else Python would name each of them when it collects them, much later.
+    """
+    try:
+        return v1.load(path, like, checkpointable_name=STATE)
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
+        raise
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every leaf; of a random key, that of its data, as it is stored."""
+
+    def shape(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        return tuple(leaf.shape)
+
+    return {_name(p): shape(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """The first leaf that is not in both, or of another shape; None where all are the same."""
+    for name in sorted({*stored, *wanted}):
+        if name not in stored:
+            return f"it has no {name}"
+        if name not in wanted:
+            return f"it has {name}, which the config's model has not"
+        if stored[name] != wanted[name]:
+            return f"its {name} is {stored[name]}, the config's {wanted[name]}"
+    return None
+
+
+def _reading(*, partial: bool = False) -> v1.Context:
+    """Orbax's options for reading on this process, as if there were no others.
+
+    Args:
+      partial: only the leaves that are asked for. One that is not there would be passed over.
+    """
+    alone = _alone()
+    context = v1.Context()
+    context.multiprocessing.primary_host = alone.primary_host
+    context.multiprocessing.active_processes = alone.active_processes
+    context.multiprocessing.barrier_sync_key_prefix = alone.barrier_sync_key_prefix
+    context.pytree.loading.partial_load = partial
+    return context
+
+
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """This process as if there were no others."""
+    """This process as if there were no others.
+
+    With Orbax's barriers the others would wait 20 minutes where process 0 cannot write.
+    """
     me = jax.process_index()
     return ocp.options.MultiprocessingOptions(
         primary_host=None,  # no process waits for, or checks, what another one wrote
@@ -278,85 +326,117 @@ def _alone() -> ocp.options.MultiprocessingOptions:
     )
 
 
-def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
-    """How the item 'state' of a checkpoint is written and read."""
+def _saver() -> ocp.AsyncCheckpointer:
+    """What writes the items 'state' and 'metrics' of a checkpoint."""
+    alone = _alone()
     arrays = ocp.type_handlers.ArrayHandler(
         primary_host=None,
         use_replica_parallel=False,  # else every process would have to write a part
-        array_metadata_store=array_metadata_store.Store(),  # as Orbax has it: kinds of random keys
+        # As Orbax has it; it holds the kinds of random keys.
+        array_metadata_store=v1.options.ArrayOptions.Saving().array_metadata_store,
     )
     state = ocp.PyTreeCheckpointHandler(
         type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, arrays)),
-        multiprocessing_options=_alone(),
+        multiprocessing_options=alone,
     )
+    metrics = ocp.JsonCheckpointHandler(NUMBERS, multiprocessing_options=alone)
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    registry.add("state", ocp.args.PyTreeSave, state)
-    registry.add("state", ocp.args.PyTreeRestore, state)
-    return registry
+    registry.add(STATE, ocp.args.PyTreeSave, state)
+    registry.add(METRICS, ocp.args.JsonSave, metrics)
+    return ocp.AsyncCheckpointer(
+        ocp.CompositeCheckpointHandler(
+            handler_registry=registry,
+            composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        ),
+        # At once: made in the background, they are waited for by signals that do not come where a
+        # process is on its own, or where one cannot be made.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        multiprocessing_options=alone,
+    )
 
 
-def _start(manager, state: Any, step: int, knn_top1: float | None) -> str | None:
-    """Starts a save; returns what went wrong already, on one line, or None."""
-    folder = pathlib.Path(manager.directory)
+def _start(
+    manager: Manager, state: Any, step: int, metrics: Mapping[str, Any] | None, *, say: bool
+) -> str | None:
+    """Starts a save; returns what went wrong already, on one line, or None.
+
+    Args:
+      say: what goes wrong later is said as soon as it does.
+    """
+    folder = manager.directory
     if not folder.is_dir():
         # Not made anew: where a mount is lost, its empty mount point would fill up instead.
         return f"{folder} is gone"
     if step in manager.all_steps():
         return None
-    metrics = None if knn_top1 is None else {"knn_top1": knn_top1}
-    arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state))
+    items = {STATE: ocp.args.PyTreeSave(state)}
+    if numbers := kept.numbers(metrics):
+        items[METRICS] = ocp.args.JsonSave(numbers)
     try:
-        manager.save(step, args=arguments, metrics=metrics, custom_metadata=verify.MARK, force=True)
+        manager._saver.save(
+            _unsealed(folder, step),
+            args=ocp.args.Composite(**items),
+            custom_metadata=verify.MARK,
+            force=True,
+        )
     except Exception as error:
         _forget(manager)
         return _line(error)
+    manager._saving = manager._pool.submit(_seal, manager, step, say)
     return None
 
 
-def _settle(manager) -> str | None:
-    """Waits for the save in progress; returns what went wrong, on one line, or None."""
-    problem = None
+def _unsealed(folder: pathlib.Path, step: int) -> pathlib.Path:
+    """Where a step is written until it has its manifest: still a temporary name."""
+    return folder / f"{step}{TEMPORARY}-sealing"
+
+
+def _seal(manager: Manager, step: int, say: bool) -> str | None:
+    """Waits for a save, gives it its manifest and then its name, and frees the disk.
+
+    Runs in a thread of its own.
+
+    Returns:
+      what went wrong, on one line, or None.
+    """
+    folder = manager.directory
     try:
-        manager.wait_until_finished()
+        manager._saver.wait_until_finished()
+        manifest.write(_unsealed(folder, step))
+        _unsealed(folder, step).rename(folder / str(step))
     except Exception as error:
         problem = _line(error)
-    for thread in threading.enumerate():  # before another save writes where it deletes
-        if thread.name == _watch_name(manager):
-            thread.join()
-    if problem:
         _forget(manager)
-    return problem
+        if say:
+            _say_not_saved(manager, step, problem)
+        return problem
+    with contextlib.suppress(OSError):  # what cannot be deleted now, is after the next save
+        for old in kept.obsolete(kept.listed(folder), manager.keep, manager.best):
+            _retire(folder, old)
+    _clean(folder)
+    return None
 
 
-def _close(manager, read_only: bool) -> None:
-    """Ends the manager; what a late thread of a failed save has written since is deleted."""
-    manager.close()
-    if not read_only:
-        _clean(pathlib.Path(manager.directory))
+def _retire(folder: pathlib.Path, step: int) -> None:
+    """Takes a step away in one move, for `_clean` to delete it."""
+    (folder / DELETED).mkdir(exist_ok=True)
+    (folder / str(step)).rename(folder / DELETED / str(step))
 
 
-def _forget(manager) -> None:
-    """Deletes what a failed save left, and lets Orbax look again which steps there are."""
+def _settle(manager: Manager) -> str | None:
+    """Waits for the save in progress; returns what went wrong, on one line, or None."""
+    saving, manager._saving = manager._saving, None
+    return saving.result() if saving is not None else None
+
+
+def _forget(manager: Manager) -> None:
+    """Deletes what a failed save left, and what its late threads still write."""
     gc.collect()  # its unfinished writes, whose warnings would come later, when they are heard
-    _clean(pathlib.Path(manager.directory))
-    with contextlib.suppress(Exception):
-        manager.reload()
-
-
-def _watch(manager, step: int) -> None:
-    """Waits for a save, in a thread of its own, and frees the disk; says at once if it fails."""
-    problem = None
-    try:
-        manager.wait_until_finished()
-    except Exception as error:
-        problem = _line(error)
-    _clean(pathlib.Path(manager.directory))
-    if problem:
-        _say_not_saved(manager, step, problem)
-
-
-def _watch_name(manager) -> str:
-    return f"watch {manager.directory}"
+    for _ in range(20):
+        _clean(manager.directory)
+        time.sleep(0.05)
+        if not _unfinished(manager.directory):
+            break
 
 
 def _say_not_saved(manager, step: int, problem: str) -> None:
@@ -366,9 +446,14 @@ def _say_not_saved(manager, step: int, problem: str) -> None:
     )
 
 
+def _unfinished(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Half-written steps, and the folder of old ones."""
+    return [*folder.glob(f"*{TEMPORARY}*"), *folder.glob(DELETED)]
+
+
 def _clean(folder: pathlib.Path) -> None:
     """Deletes half-written and old steps; again where a failed save's thread still adds to one."""
-    for left in (*folder.glob(f"*{TEMPORARY}*"), *folder.glob(DELETED)):
+    for left in _unfinished(folder):
         for _ in range(20):
             shutil.rmtree(left, ignore_errors=True)
             if not left.exists():
@@ -390,8 +475,10 @@ def _orbax_is_silent():
     def others(record):
         return "/orbax/" not in record.pathname
 
-    def hook(seen):  # TensorStore's other writes, when one has failed
-        if str(seen.exc_value) != "Event loop is closed":
+    def hook(seen):  # TensorStore's other reads and writes, when one has failed
+        code = getattr(seen.object, "cr_code", None)
+        ours = code is None or "/orbax/" not in code.co_filename
+        if ours and str(seen.exc_value) != "Event loop is closed":
             before(seen)
 
     logger, before = logging.getLogger("absl"), sys.unraisablehook
@@ -408,10 +495,15 @@ def _orbax_is_silent():
 
 
 def _of_no_save(record: logging.LogRecord) -> bool:
-    """False for what asyncio says of a failed save's tasks, which Python may collect much later."""
+    """False for what asyncio says, late, of the tasks of a failed save or read.
+
+    They are Orbax's, or await TensorStore, which has no frames in Python: its messages name the
+    driver of an array ("zarr") and the database around it (OCDBT).
+    """
     error = record.exc_info[1] if record.exc_info else None
     frames = traceback.walk_tb(error.__traceback__ if error else None)
-    return not any("/orbax/" in frame.f_code.co_filename for frame, _ in frames)
+    theirs = any("/orbax/" in frame.f_code.co_filename for frame, _ in frames)
+    return not theirs and not re.search(r'"zarr" driver|OCDBT', str(error))
 
 
 def abstract(tree: Any) -> Any:

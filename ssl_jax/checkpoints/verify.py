@@ -24,7 +24,7 @@ def newest(manager, *, read_only: bool = False) -> int | None:
     looked at. One without a manifest, which an older version made, is used and said to be so.
 
     Args:
-      manager: from `checkpoint.open_manager`.
+      manager: from `store.open_manager`.
       read_only: damaged ones are named and passed over, not renamed. The run may be training.
 
     Returns:
@@ -33,28 +33,14 @@ def newest(manager, *, read_only: bool = False) -> int | None:
     Raises:
       UserError: there were some and none is whole.
     """
-    folder = pathlib.Path(manager.directory)
-    found, problem = -1, None
-    if jax.process_index() == 0:
-        try:
-            found = choose(folder, read_only)
-            if not read_only:
-                manager.reload()  # to forget what was set aside
-        except (OSError, UserError) as error:
-            found, problem = -2, error
-    found = talk.from_first(found)
-    if problem is not None:
-        raise problem
-    if found == -2:
-        raise UserError(f"process 0 finds no checkpoint in {folder} that can be read")
-    return None if found == -1 else found
+    return _on_every_process(manager, lambda folder: choose(folder, read_only))
 
 
 def read_newest(manager, read: Callable[[int], Any]) -> tuple[Any, int] | None:
     """Reads the newest whole checkpoint of a run that may be training meanwhile.
 
     Args:
-      manager: from `checkpoint.open_manager(read_only=True)`.
+      manager: from `store.open_manager(read_only=True)`.
       read: step -> what is wanted of it.
 
     Returns:
@@ -64,9 +50,24 @@ def read_newest(manager, read: Callable[[int], Any]) -> tuple[Any, int] | None:
       UserError: none is whole; or the run deletes them faster than they are read.
       whatever `read` raises.
     """
+    return read_picked(manager, read, lambda folder: choose(folder, read_only=True))
+
+
+def read_picked(
+    manager, read: Callable[[int], Any], pick: Callable[[pathlib.Path], int]
+) -> tuple[Any, int] | None:
+    """Reads the checkpoint that `pick` finds; again where the run deletes it meanwhile.
+
+    Args:
+      manager, read: as for `read_newest`.
+      pick: folder of checkpoints -> step of one that is whole, or -1 where there is none. Process 0
+        calls it.
+
+    Returns, raises: as `read_newest`, and what `pick` raises.
+    """
     folder = pathlib.Path(manager.directory)
     for _ in range(SPARED):
-        step = newest(manager, read_only=True)
+        step = _on_every_process(manager, pick)
         if step is None:
             return None
         value = problem = None
@@ -82,6 +83,23 @@ def read_newest(manager, read: Callable[[int], Any]) -> tuple[Any, int] | None:
                 raise problem
             return value, step
     raise UserError(f"{folder} changes faster than it is read; try again when the run has ended")
+
+
+def _on_every_process(manager, pick: Callable[[pathlib.Path], int]) -> int | None:
+    """What `pick` finds on process 0; None for its -1. The others fail where it fails."""
+    folder = pathlib.Path(manager.directory)
+    found, problem = -1, None
+    if jax.process_index() == 0:
+        try:
+            found = pick(folder)
+        except (OSError, UserError) as error:
+            found, problem = -2, error
+    found = talk.from_first(found)
+    if problem is not None:
+        raise problem
+    if found == -2:
+        raise UserError(f"process 0 finds no checkpoint in {folder} that can be read")
+    return None if found == -1 else found
 
 
 def steps(folder: pathlib.Path) -> list[int]:

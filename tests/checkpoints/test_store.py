@@ -15,7 +15,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
     state = jax.jit(create, out_shardings=whole())()
     with store.open_manager(folder, 2) as manager:
-        store.save(manager, state, 0.5)
+        store.save(manager, state, {"knn_top1": 0.5})
     return folder, state
 
 
@@ -46,8 +46,13 @@ def test_another_model_is_refused_in_one_line(saved):
             store.restore_part(manager, 7, like(width=5), encoder)
         with pytest.raises(UserError, match="it has no params/encoder/v"):
             store.restore_part(manager, 7, like(name="v"), encoder)
-        for wrong in (like(width=5), like(name="v")):
-            with pytest.raises(UserError, match="does not hold this model's state") as error:
+        for wrong, why in (
+            (like(width=5), r"opt_state/1/momentum is \(4, 3\), the config's \(5, 3\)"),
+            (like(name="v"), "it has no params/encoder/v"),
+            (like()._replace(opt_state=()), "it has opt_state/1/momentum, which the config's"),
+            (like()._replace(key=like().streak), r"its key is \(2,\), the config's \(\)"),
+        ):
+            with pytest.raises(UserError, match=f"not hold this model's state .*{why}") as error:
                 store.restore(manager, 7, wrong)
             assert "\n" not in str(error.value)
 
@@ -56,10 +61,10 @@ def test_the_newest_two_and_the_best_stay(tmp_path):
     accuracies = {1: 0.2, 2: 0.9, 3: 0.3, 4: None, 5: 0.4}
     with store.open_manager(tmp_path, 2) as manager:
         for step, accuracy in accuracies.items():
-            store.save(manager, create(step=step), accuracy)
+            store.save(manager, create(step=step), {"knn_top1": accuracy})
         manager.wait_until_finished()
         assert sorted(manager.all_steps()) == [2, 4, 5]
-        store.save(manager, create(step=5), 0.4)  # saved already: nothing happens
+        store.save(manager, create(step=5), {"knn_top1": 0.4})  # saved already: nothing happens
 
 
 def test_a_fingerprint_is_of_names_dtypes_shapes_and_bytes():
