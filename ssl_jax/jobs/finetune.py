@@ -31,7 +31,7 @@ from ssl_jax.models import positions
 from ssl_jax.optim import layer_decay, optimizers, rules, schedules
 from ssl_jax.processes import host
 from ssl_jax.runs import config as configs
-from ssl_jax.runs import workdir
+from ssl_jax.runs import lock, workdir
 from ssl_jax.train import feed, loop, session, stopping, supervised
 from ssl_jax.train.state import TrainState, make_create
 from ssl_jax.train.step import make_step
@@ -181,7 +181,7 @@ def finetune(config: ConfigDict, o: probing.Opened) -> dict[str, Any]:
             f"{plan.facts.total_steps:,} steps of {plan.facts.batch}; workdir {o.folder}"
         )
         print(*plan.lines, sep="\n")
-    with store.open_manager(o.folder / "checkpoints", 2) as manager:
+    with lock.hold(o.folder, o.cluster), store.open_manager(o.folder / "checkpoints", 2) as manager:
         claim(config, o, plan.facts, manager)
         state, start = begin(config, o, plan, manager)
         state, done = learn(config, o, plan, state, start, manager)

@@ -18,7 +18,7 @@ from ssl_jax.evaluate.probes import knn, linear
 from ssl_jax.logs import console
 from ssl_jax.processes import host, talk
 from ssl_jax.report import run as report
-from ssl_jax.runs import commands, workdir
+from ssl_jax.runs import commands, lock, workdir
 from ssl_jax.runs import config as configs
 from ssl_jax.train import feed, loop, session, stopping
 from ssl_jax.train.experiment import Experiment, assemble, begin, compile_step, introduce, settle
@@ -45,6 +45,12 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     if config.workdir is None:
         config.workdir = str(pathlib.Path("runs") / name)
     folder = pathlib.Path(config.workdir)
+    with lock.hold(folder, cluster):
+        return pretrain(config, cluster, folder, began)
+
+
+def pretrain(config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path, began: float) -> int:
+    """`run` in its workdir, which no other process trains in; `began` in seconds of time.time()."""
     saved = workdir.read_config(folder)
     if saved is not None:
         # A field that is younger than the run: its preset's value is what the run did without it.
@@ -82,7 +88,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         probed = encoder.of_method(experiment.method, None)
         encode = encoder.compile_encode(probed.features, experiment.mesh)
         state, done, newest = learn(experiment, encode, state, start, manager, folder)
-        store.save_last(manager, state, newest.get("knn_top1"))
+        store.save_last(manager, state, newest)
     if done < experiment.run.total_steps:
         if leader:
             print(f"stopped and saved at step {done}; the same command continues")

@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ssl_jax.devices import layout
+from ssl_jax.processes import host
 
 
 def meet(name: str, seconds: float = 3_600) -> None:
@@ -71,6 +72,32 @@ def from_first(number: int) -> int:
     if jax.process_count() == 1:
         return int(number)
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def text_from_first(name: str, text: str | None, cluster: host.Cluster) -> str:
+    """Process 0's text on every process, before JAX's backend is up; all of them call it and meet.
+
+    Args:
+      name: of this text; each is said once.
+      text: what process 0 says; that of other processes is not looked at.
+      cluster: the processes.
+
+    Returns:
+      process 0's text.
+
+    Raises:
+      jax.errors.JaxRuntimeError: process 0 is gone, or an hour late.
+    """
+    if cluster.processes == 1:
+        return text or ""
+    from jax._src import distributed  # as for `meet`
+
+    client, key, hour = distributed.global_state.client, f"ssl_jax/text/{name}", 3_600_000
+    if cluster.process == 0:
+        client.key_value_set(key, text or "", allow_overwrite=True)
+    said = client.blocking_key_value_get(key, hour)
+    client.wait_at_barrier(key, hour)  # process 0 may end now, and the store with it
+    return said
 
 
 def any_process(flag: bool) -> bool:

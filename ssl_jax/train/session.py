@@ -184,7 +184,7 @@ def train(s: Session, state: TrainState) -> tuple[TrainState, int, dict[str, Any
                 log=log,
                 bad=skipped,
                 monitor=monitor,
-                checkpoint=lambda now: store.save(s.manager, now, newest.get("knn_top1")),
+                checkpoint=lambda now: store.save(s.manager, now, newest),
                 stop=stop,
             ),
             at_once=s.at_once,

@@ -1,0 +1,144 @@
+"""One process trains in a workdir; the second is told who does. By real processes."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from kit import tiny_run
+
+from ssl_jax.errors import UserError
+from ssl_jax.processes.host import Cluster
+from ssl_jax.runs import lock
+
+ALONE = Cluster(1, 0, 1)
+HOLDER = """
+import pathlib, socket, sys, time
+from ssl_jax.processes.host import Cluster
+from ssl_jax.runs import lock
+if sys.argv[2]:
+    socket.gethostname = lambda: sys.argv[2]
+with lock.hold(pathlib.Path(sys.argv[1]), Cluster(1, 0, 1)):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[3]))
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Starts processes that hold the lock of `<tmp_path>/run`; they end with the test."""
+    started = []
+
+    def start(host="", seconds=60):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, tmp_path / "run", host, str(seconds)],
+            cwd=tiny_run.REPOSITORY,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_the_second_is_told_who_holds_it_and_kill_9_frees_it(holder, tmp_path):
+    folder, process = tmp_path / "run", holder()
+    began = time.monotonic()
+    with pytest.raises(UserError) as error, lock.hold(folder, ALONE):
+        pass
+    assert time.monotonic() - began < 1, "at once"
+    assert re.fullmatch(
+        rf"{folder} is in use by process {process.pid} on {socket.gethostname()} since "
+        rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d: -c {folder} '' 60; wait for its end, or choose "
+        r"another --workdir",
+        str(error.value),
+    )
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (folder / lock.NAME).exists(), "left behind"
+    with lock.hold(folder, ALONE):
+        assert str(os.getpid()) in (folder / lock.NAME).read_text()
+        with pytest.raises(UserError, match=f"process {os.getpid()} on"), lock.hold(folder, ALONE):
+            pass
+    assert list(folder.iterdir()) == []
+
+
+def test_a_holder_on_another_host_is_waited_for(holder, tmp_path, capsys):
+    folder = tmp_path / "run"
+    holder(host="elsewhere", seconds=1.5)
+    with lock.hold(folder, ALONE, patience=60):  # it ends meanwhile
+        assert f"process {os.getpid()}" not in (folder / lock.NAME).read_text()
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "on elsewhere since" in line and "waiting 60 s" in line
+    holder(host="elsewhere")
+    message = f"on elsewhere since .* if that host is gone for good, delete {folder / lock.NAME}$"
+    with pytest.raises(UserError, match=message), lock.hold(folder, ALONE, patience=0.2):
+        pass
+    (folder / lock.NAME).unlink()  # what the message says
+    with lock.hold(folder, ALONE, patience=0):
+        pass
+
+
+def test_a_folder_that_stays_empty_is_removed_again(tmp_path):
+    with lock.hold(tmp_path / "a" / "b", ALONE):
+        assert (tmp_path / "a" / "b" / lock.NAME).exists()
+    assert not (tmp_path / "a").exists()
+    with lock.hold(tmp_path / "a" / "b", ALONE):
+        (tmp_path / "a" / "b" / "config.json").touch()
+    assert [f.name for f in (tmp_path / "a" / "b").iterdir()] == ["config.json"]
+    with pytest.raises(ZeroDivisionError), lock.hold(tmp_path / "c", ALONE):
+        1 / 0  # noqa: B018
+    assert not (tmp_path / "c").exists()
+
+
+def test_where_there_are_no_locks_that_is_said(tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    with lock.hold(tmp_path, ALONE):
+        pass
+    assert "cannot be locked (Function not implemented)" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_left_to_what_must_write(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with lock.hold(tmp_path / "file" / "run", ALONE):
+        pass
+
+
+def test_jobs_that_train_are_refused_and_probing_is_not(tmp_path, capsys):
+    """By the command line; a refusal comes before data are opened."""
+    run = tmp_path / "run"
+    tiny_run.finished(run)
+    capsys.readouterr()
+    with lock.hold(run, ALONE), lock.hold(run / "finetune", ALONE):
+        assert tiny_run.run(run) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: {run} is in use by process {os.getpid()} on ")
+        assert err.count("\n") == 1
+        assert tiny_run.probe("knn", run) == 0
+        argv = ["--config=configs/finetune.py", f"--config.checkpoint={run}", "--config.batch=64"]
+        argv += ["--config.steps=2", "--config.compile_cache=", "--config.cpu_devices=4"]
+        capsys.readouterr()
+        assert tiny_run.main.main(argv) == 2
+        assert f"error: {run / 'finetune'} is in use by" in capsys.readouterr().err
+
+
+def test_all_processes_of_a_run_are_refused(holder, tmp_path):
+    process = holder()
+    codes, outs = tiny_run.finish(
+        tiny_run.start_several(2, tmp_path / "run", "--config.cpu_devices=2")
+    )
+    assert codes == [2, 2], outs
+    for out in outs:
+        assert f"error: {tmp_path / 'run'} is in use by process {process.pid} on" in out
