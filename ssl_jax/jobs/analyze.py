@@ -38,6 +38,9 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         raise UserError("--config.examples must be at least 2, every --config.temperatures above 0")
     if config.features == "pixels":
         raise UserError("--config.features=pixels: analyze looks at networks; knn takes pixels")
+    knn.check_grid((config.k,), (config.temperature,))
+    if not config.c > 0:
+        raise UserError(f"--config.c is {config.c}; it must be above 0")
     results = probing.each(
         config, cluster, lambda o: measure(o, config), labels=False, compare=correlations
     )

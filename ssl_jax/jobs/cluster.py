@@ -33,8 +33,9 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         )
 
     def measure(o: probing.Opened):
-        f = run_features.features(o, config.batch, config.features)
         clusters = o.classes if config.clusters is None else config.clusters
+        clustering.check_counts(clusters, len(o.learn.rows), config.restarts)
+        f = run_features.features(o, config.batch, config.features)
         clustering.check(f.train, f.test, clusters, config.restarts)
         learn, judge = f.train, f.test
         if config.standardise:

@@ -193,7 +193,7 @@ def finetune(config: ConfigDict, o: probing.Opened) -> dict[str, Any]:
     scores, labels = judge(config, o, plan, state)
     return {
         "finetune_top1": accuracy.top(scores, labels, 1),
-        "finetune_top5": accuracy.top(scores, labels, 5),
+        "finetune_top5": accuracy.top5(scores, labels),
         "labels": config.labels,
         "shots": config.shots,
         "labels_seed": config.labels_seed,

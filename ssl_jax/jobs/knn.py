@@ -35,6 +35,8 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     knn.check_grid((config.k, *ks), (config.temperature, *temperatures))
 
     def measure(o: probing.Opened):
+        knn.check_bank(config.k, len(o.learn.rows), "k")
+        knn.check_bank(max(ks), len(o.learn.rows), "grid_k")
         f = run_features.features_apart(o, config.batch, config.features)
         labels = f.train.labels
         knn.check_labels(labels, o.classes)
@@ -42,8 +44,8 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         metric = neighbours.by_distance_apart(f.train, f.test, config.k)
         votes = {
             "knn": knn.weighted(near, labels, o.classes, config.k, config.temperature),
-            "plain_cosine": knn.plain(near, labels, o.classes, config.k),
-            "plain_euclidean": knn.plain(metric, labels, o.classes, config.k),
+            "plain_cosine": knn.majority(near, labels, o.classes, config.k),
+            "plain_euclidean": knn.majority(metric, labels, o.classes, config.k),
         }
         reached = {n: knn.accuracy(scores, f.test_labels) for n, scores in votes.items()}
         found = {f"{n}_{top}": x for n, both in reached.items() for top, x in both.items()}

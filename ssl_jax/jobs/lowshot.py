@@ -37,6 +37,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     """
     if config.draws < 1:
         raise UserError(f"--config.draws is {config.draws}; it must be at least 1")
+    knn.check_grid((config.k,), (config.temperature,))
     if not config.shares and not config.shots:
         raise UserError("--config.shares and --config.shots are both empty; give one of them")
 

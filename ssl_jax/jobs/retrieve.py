@@ -50,6 +50,8 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict[str, float]:
     query_part = o.judge or o.learn
     alone = o.judge is None or config.gallery == "test"
     gallery_part = query_part if alone else o.learn
+    if o.judge is not None:
+        retrieval.check_ks(tuple(config.ks), len(gallery_part.rows) - int(alone))
     encode = encoder.compile_encode(o.restored.encoder.features, o.mesh)
 
     def extract(part):

@@ -47,6 +47,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
             f"--config.classifier is {config.classifier!r}."
             f"{near_misses(config.classifier, average_precision.CLASSIFIERS)}"
         )
+    knn.check_grid((config.k,), (config.temperature,))
     runs = probing.begin(config, cluster)
     results = []
     for place in runs:
@@ -94,6 +95,7 @@ def one(
     changed = config.copy_and_resolve_references()
     changed.data.source = source
     o = probing.open_run(changed, run, cluster)
+    knn.check_bank(config.k, len(o.learn.rows), "k")
     f = run_features.features(o, config.batch)
     line = linear.probe(
         f.train,

@@ -127,7 +127,9 @@ def pictures(folder, names):
 def test_without_a_test_split_it_says_holdout(runs, tmp_path, capsys):
     source = pictures(tmp_path / "set", [f"{c}/{i}.png" for c in "ab" for i in range(10)])
     where = f"--workdir={tmp_path / 'w'}"
-    assert tiny_run.probe("knn", runs / "0", source, where) == 0
+    assert tiny_run.probe("knn", runs / "0", source, where) == 2  # k = 20, and 16 to learn from
+    assert "--config.k is 20, but there are only 16 images" in capsys.readouterr().err
+    assert tiny_run.probe("knn", runs / "0", source, where, "--config.k=5") == 0
     assert json.loads((tmp_path / "w" / "result.json").read_text())["judged_on"] == "holdout"
     assert "16 training and 4 held-out training images" in capsys.readouterr().out
     # A test split that was asked for by its name must be there.

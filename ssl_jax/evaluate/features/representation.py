@@ -28,7 +28,8 @@ class Judged(NamedTuple):
       shown, shown_labels: float32 [m, d] and int32 [m] (-1: none) of the rows that probes are
         judged on, or those they learn from; for pictures.
       predicted: int32 [m], classes of `shown` by kNN; None without labels.
-      knn_top1, linear_top1, linear_top5: in [0, 1]; None without labels.
+      knn_top1, linear_top1, linear_top5: in [0, 1]; None without labels, top-5 also with
+        five classes or fewer.
       collapse: `collapse.measure` of `features`.
     """
 

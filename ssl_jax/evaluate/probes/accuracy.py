@@ -12,7 +12,8 @@ def top(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
     same score to everything is therefore right on class 0 alone, not everywhere.
 
     Args:
-      scores: float [m, classes]; any monotone scale, -inf allowed, NaN counts as wrong.
+      scores: float [m, classes]; any monotone scale. A class of score -inf is no guess, whatever
+        k: a vote that nobody gave is not counted. NaN counts as wrong.
       labels: int [m]; rows with label -1 (none) are not counted.
       k: how many guesses a row has.
 
@@ -34,4 +35,15 @@ def top(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
     truth = np.take_along_axis(scores, labels[:, None], axis=1)  # [m, 1]
     before = (scores == truth) & (np.arange(scores.shape[1]) < labels[:, None])
     rank = (scores > truth).sum(1) + before.sum(1)  # [m], 0 = first guess
-    return float(np.mean((rank < k) & ~np.isnan(truth[:, 0])))
+    guessed = (truth[:, 0] > -np.inf) & ~np.isnan(truth[:, 0])
+    return float(np.mean((rank < k) & guessed))
+
+
+def top5(scores: np.ndarray, labels: np.ndarray) -> float | None:
+    """`top` with k = 5 of a classifier that scores every class.
+
+    Returns:
+      None where there are five classes or fewer: five guesses then are always right, and the number
+      says nothing.
+    """
+    return None if np.shape(scores)[1] <= 5 else top(scores, labels, 5)

@@ -161,19 +161,28 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
+def check_counts(clusters: int, rows: int, restarts: int) -> None:
+    """Checks what a user chooses before any feature is computed.
+
+    Raises:
+      UserError: fewer than two clusters, more than images, or no start.
+    """
+    if restarts < 1:
+        raise UserError(f"--config.restarts is {restarts}; it must be at least 1")
+    if not 2 <= clusters <= rows:
+        raise UserError(
+            f"cluster: {clusters} clusters of {rows:,} images; --config.clusters must lie between "
+            "2 and the number of images to learn from"
+        )
+
+
 def check(learn: np.ndarray, judge: np.ndarray, clusters: int, restarts: int) -> None:
     """Checks what a user chooses against the features at hand.
 
     Raises:
-      UserError: counts out of range, or features that are not finite.
+      UserError: as `check_counts`, or features that are not finite.
     """
-    if restarts < 1:
-        raise UserError(f"cluster: restarts must be at least 1, got {restarts}")
-    if not 1 <= clusters <= len(learn):
-        raise UserError(
-            f"cluster: {clusters} clusters of {len(learn):,} images; --config.clusters must lie "
-            "between 1 and the number of images"
-        )
+    check_counts(clusters, len(learn), restarts)
     for name, x in (("train", learn), ("test", judge)):
         if not np.isfinite(x).all():
             raise UserError(

@@ -126,22 +126,29 @@ def plain(
     Returns:
       float32 [m, classes].
     """
+    return np.round(np.exp(majority(near, train_labels, classes, k)))
+
+
+def majority(
+    near: neighbours.Neighbours, train_labels: np.ndarray, classes: int, k: int
+) -> np.ndarray:
+    """log of `plain`, float32 [m, classes]; -inf for a class without a vote."""
     labels = _labels(near, train_labels, k)
     one_each = np.where(labels >= 0, np.float32(0), -np.inf)
-    return np.round(np.exp(log_votes(one_each, labels, classes)))
+    return np.asarray(log_votes(one_each, labels, classes))
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Accuracy of the scores of a vote.
 
     Args:
-      scores: float [m, classes].
+      scores: float [m, classes], of `weighted` or `majority`; -inf for a class without a vote.
       labels: int [m]; rows with label -1 are not counted.
 
     Returns:
-      {'top1', 'top5'}: fractions in [0, 1] (DINO's code prints percent). As there, guesses beyond
-      the classes that got votes go to the lowest indices; unlike there, 'top5' has five guesses
-      even where k < 5.
+      {'top1', 'top5'}: fractions in [0, 1] (DINO's code prints percent). Only classes with a vote
+      are guessed. DINO's code fills its min(5, k) guesses up with classes that nobody voted for;
+      where the k neighbours are of min(5, k) classes or more, and for k = 1, both are the same.
 
     Raises:
       UserError: no row has a label, or a label is outside the classes.
@@ -213,8 +220,26 @@ def check_grid(ks: Sequence[int], temperatures: Sequence[float]) -> None:
         if k < 1 or k != int(k):
             raise UserError(f"knn: k must be a whole number of at least 1, got {k}")
     for temperature in temperatures:
-        if not temperature > 0:
-            raise UserError(f"knn: temperature must be positive, got {temperature}")
+        if not 0 < temperature < np.inf:
+            raise UserError(f"knn: temperature must be positive and finite, got {temperature}")
+
+
+def check_bank(k: int, rows: int, field: str) -> None:
+    """Checks, before any feature is computed, that there are k neighbours.
+
+    Args:
+      k: what a user chose.
+      rows: of the bank.
+      field: of the config.
+
+    Raises:
+      UserError: the bank is smaller.
+    """
+    if k > rows:
+        raise UserError(
+            f"--config.{field} is {k}, but there are only {rows:,} images to learn from; it can be "
+            f"at most {rows:,}"
+        )
 
 
 def check_labels(train_labels: np.ndarray, classes: int) -> None:

@@ -84,7 +84,7 @@ def probe(
       seed: of the hold-out.
 
     Returns:
-      {'top1', 'top5', 'mean_per_class': fractions in [0, 1]; 'C': the chosen one; 'curve': a list
+      {'top1', 'top5' (None of five classes or fewer), 'mean_per_class': fractions in [0, 1]; 'C': the chosen one; 'curve': a list
       of {'C', 'top1', 'cross_entropy'} on the hold-out (nats), ascending in C; 'gap': bound on the
       relative distance of the final fit to its optimum; 'steps': its L-BFGS iterations}.
 
@@ -418,7 +418,7 @@ def _finished(a, placed, test, test_labels, c, start):
     scores = np.asarray(logits(jax.tree.map(np.asarray, final.params), x))
     return {
         "top1": accuracy.top(scores, test_labels, 1),
-        "top5": accuracy.top(scores, test_labels, 5),
+        "top5": accuracy.top5(scores, test_labels),
         "mean_per_class": mean_per_class(scores, test_labels),
         "C": float(c),
         "gap": float(final.gap),

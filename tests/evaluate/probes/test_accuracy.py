@@ -22,7 +22,20 @@ def test_equal_scores_are_ordered_by_index():
     labels = np.arange(4)
     assert accuracy.top(flat, labels, 1) == 0.25
     assert accuracy.top(flat, labels, 3) == 0.75
-    assert accuracy.top(np.full((4, 4), -np.inf), labels, 1) == 0.25
+
+
+@pytest.mark.parametrize("k, expected", [(1, 0.25), (2, 0.5), (5, 0.5), (6, 0.5)])
+def test_a_class_of_minus_infinity_is_no_guess(k, expected):
+    none = -np.inf
+    scores = np.array([[0, none, 1], [none, 1, none], [2, none, 1], [none, none, none]])
+    # The labels' ranks: 2nd, 2nd and no guess, 1st, none; by a stable sort the second is the 2nd.
+    assert accuracy.top(scores, np.array([0, 0, 0, 0]), k) == expected
+
+
+def test_top5_of_few_classes_says_nothing():
+    assert accuracy.top5(SCORES, np.array([1, 0, 1, 0])) is None
+    assert accuracy.top5(np.zeros((2, 5)), np.array([0, 4])) is None
+    assert accuracy.top5(np.zeros((2, 6)), np.array([4, 5])) == 0.5
 
 
 def test_nan_is_wrong():

@@ -113,9 +113,10 @@ def test_user_errors():
     x, _ = blobs(n=10)
     with pytest.raises(UserError, match="11 clusters of 10 images"):
         clustering.check(x, x, 11, 1)
-    with pytest.raises(UserError, match="0 clusters"):
-        clustering.check(x, x, 0, 1)
-    with pytest.raises(UserError, match="restarts must be at least 1"):
+    for few in (-1, 0, 1):
+        with pytest.raises(UserError, match=f"{few} clusters of 10 images.*between 2 and"):
+            clustering.check_counts(few, 10, 1)
+    with pytest.raises(UserError, match="--config.restarts is 0"):
         clustering.check(x, x, 2, 0)
     with pytest.raises(UserError, match="test features are not all finite"):
         clustering.check(x, x + np.nan, 2, 1)

@@ -107,7 +107,7 @@ def test_probe_chooses_on_the_holdout_and_measures_on_test():
     assert tried == sorted(tried) and set(linear.GRID) <= set(tried)
     best = max(result["curve"], key=lambda row: (row["top1"], -row["cross_entropy"]))
     assert result["C"] == best["C"]
-    assert 0.7 < result["top1"] < 1 and result["top5"] == 1
+    assert 0.7 < result["top1"] < 1 and result["top5"] is None
     assert result["gap"] < 1e-4
 
     # The test split has no say in the choice: labels turned upside down give the same C.

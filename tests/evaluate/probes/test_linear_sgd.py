@@ -157,7 +157,7 @@ def test_chooses_on_the_holdout_and_agrees_with_logistic_regression():
     assert result["weight_decay"] == best["weight_decay"]
     exact = linear.probe(x, y, x_new, y_new, 4)
     assert abs(result["top1"] - exact["top1"]) <= 0.005
-    assert 0.7 < result["top1"] < 1 and result["top5"] == 1
+    assert 0.7 < result["top1"] < 1 and result["top5"] is None
 
     # The test split has no say in the choice.
     other = probe(x, y, x_new, (y_new + 1) % 4, weight_decays=(0.0, 1e-2))
