@@ -84,7 +84,8 @@ def probe(
       seed: of the hold-out.
 
     Returns:
-      {'top1', 'top5' (None of five classes or fewer), 'mean_per_class': fractions in [0, 1]; 'C': the chosen one; 'curve': a list
+      {'top1', 'top5', 'mean_per_class': fractions in [0, 1], 'top5' None of five classes or
+      fewer; 'C': the chosen one; 'curve': a list
       of {'C', 'top1', 'cross_entropy'} on the hold-out (nats), ascending in C; 'gap': bound on the
       relative distance of the final fit to its optimum; 'steps': its L-BFGS iterations}.
 

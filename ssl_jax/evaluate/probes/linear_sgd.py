@@ -95,7 +95,8 @@ def probe(
       seed: of the hold-out, the order of the rows and the initial weights.
 
     Returns:
-      {'top1', 'top5' (None of five classes or fewer), 'mean_per_class': fractions in [0, 1]; 'learning_rate' (before scaling),
+      {'top1', 'top5', 'mean_per_class': fractions in [0, 1], 'top5' None of five classes or
+      fewer; 'learning_rate' (before scaling),
       'weight_decay': the chosen ones; 'curve': a list of {'learning_rate', 'weight_decay', 'top1',
       'cross_entropy'} on the hold-out (nats, None where training diverged), in the order of the
       grid; empty for a grid of one}. The same on every process.
