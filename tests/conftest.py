@@ -42,6 +42,11 @@ def known(flags):
 if "XLA_FLAGS" not in os.environ:  # the workers of pytest-xdist inherit it
     os.environ["XLA_FLAGS"] = " ".join(known(FLAGS))
 
+# SSL_JAX_TEST_ISA=AVX2, SSE4_2 … takes no newer instructions, as on another processor; that needs a
+# compilation cache of its own (SSL_JAX_TEST_CACHE).
+if isa := os.environ.get("SSL_JAX_TEST_ISA"):
+    os.environ["XLA_FLAGS"] += f" --xla_cpu_max_isa={isa}"
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
@@ -78,3 +83,14 @@ def pytest_collection_modifyitems(items):
 def data_home(tmp_path_factory):
     """TFDS's folder: the embedded digits are prepared once for the session, outside the home."""
     os.environ["TFDS_DATA_DIR"] = str(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def released(request):
+    """A file's programs go with it: a worker that kept them all would grow by gigabytes."""
+    yield
+    for value in vars(request.module).values():
+        if hasattr(value, "cache_clear"):
+            value.cache_clear()
+    jax.clear_caches()
+    gc.collect()

@@ -118,6 +118,7 @@ def test_a_vit_at_another_size_and_block_on_the_holdout(runs, tmp_path):
     assert found["judged_on"] == "holdout" and "rmse" not in found and "miou_pixels" in found
 
 
+@pytest.mark.long
 def test_two_processes_of_two_devices_find_the_same(found, runs, tmp_path):
     _, result = found
     with socket.socket() as s:

@@ -81,6 +81,7 @@ def test_augmented_features_are_a_function_of_epoch_and_image(resnet, tmp_path):
     assert abs(again["linear_top1"] - found["linear_top1"]) < 0.011  # two rows, for rounding
 
 
+@pytest.mark.long
 def test_blocks_of_a_vit(vit, tmp_path):
     own = probe(vit, tmp_path / "own")[1]
     for n, more in enumerate(

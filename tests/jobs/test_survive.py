@@ -78,6 +78,7 @@ def test_one_or_both_of_two_processes_are_asked_to_stop_and_both_save_the_same_s
     assert steps_of(folder) == list(range(5, second + 1, 5)), "nothing twice, nothing left out"
 
 
+@pytest.mark.long
 def test_so_does_a_fine_tuning(stopped, tmp_path):
     argv = ["--config=configs/finetune.py", f"--config.checkpoint={stopped[0]}", *FINETUNE]
     argv.append(f"--config.compile_cache={jax.config.jax_compilation_cache_dir}")

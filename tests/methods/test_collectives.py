@@ -17,7 +17,7 @@ from ssl_jax.models import conv
 BATCH, DEVICES, WIDTH = programs.BATCH, 4, 8
 # Where no axis is named the partitioner decides what travels; it has most to decide where views
 # are joined, permuted or picked. All methods under it: `python -m benchmarks.collectives`.
-GLOBAL_VIEW = ("simclr", "moco_v1", "swav", "mae", "jigsaw")
+GLOBAL_VIEW = ("moco_v1", "simclr", "swav", "mae", "jigsaw")
 
 
 def text_of(step, mode, state, batch):
@@ -52,7 +52,9 @@ def leaf_bytes(tree):
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("name", GLOBAL_VIEW)
+@pytest.mark.parametrize(
+    "name", ["moco_v1", *(pytest.param(n, marks=pytest.mark.long) for n in GLOBAL_VIEW[1:])]
+)
 def test_nor_where_the_partitioner_decides(name, monkeypatch):
     # As with large maps, of which fewer are taken at a time than there are devices.
     monkeypatch.setattr(conv, "CONTRACTION", 1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from kit import probed
+from kit import probed, programs
 
 from ssl_jax.contract.method import Context, Run
 from ssl_jax.devices import collectives, layout
@@ -24,9 +24,13 @@ def context(axis):
 
 @pytest.fixture(scope="module")
 def setting():
+    return made("float32")
+
+
+def made(dtype):
     config, _ = configs.load("configs/simclr.py:digits")
     config.model.width, config.model.blocks = 8, (1,)
-    config.views.both.size = 28
+    config.views.both.size, config.model.dtype = 28, dtype
     method = simclr.make(config, Run(4000, 16, 250, 10))
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (16, 28, 28, 1), dtype=np.uint8)
@@ -42,8 +46,12 @@ def test_two_different_views_of_every_image(setting):
     assert float(jnp.abs(views[0] - views[1]).max()) > 0.1
 
 
-def test_four_devices_draw_compute_and_keep_the_same(setting):
-    _, method, image, views, params, state = setting
+def test_four_devices_draw_compute_and_keep_the_same():
+    with programs.float64():
+        draw_compute_and_keep(*made("float64"))
+
+
+def draw_compute_and_keep(_, method, image, views, params, state):
     mesh = layout.mesh()
 
     def step(params, image):
@@ -64,13 +72,14 @@ def test_four_devices_draw_compute_and_keep_the_same(setting):
     )
     split_views, loss, split_state = mapped(params, image)
     whole, (new, _) = jax.jit(lambda p: method.loss(p, state, views, context(None)))(params)
-    np.testing.assert_allclose(split_views, views, atol=1e-6)
-    np.testing.assert_allclose(loss, whole, rtol=1e-6)
+    assert loss.dtype == views.dtype == jnp.float64
+    np.testing.assert_allclose(split_views, views, atol=1e-12)
+    np.testing.assert_allclose(loss, whole, rtol=1e-12)
     for parts, one in zip(jax.tree.leaves(split_state), jax.tree.leaves(new), strict=True):
         assert parts.shape[0] == 4
         for part in parts:
             np.testing.assert_array_equal(part, parts[0])
-            np.testing.assert_allclose(part, one, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(part, one, rtol=1e-11, atol=1e-12)
     changed = [
         float(jnp.abs(a - b).max()) > 0
         for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True)
