@@ -28,6 +28,8 @@ class Source(NamedTuple):
         of strings, NumPy arrays (a vocabulary, counts of words, mean and deviation, frames a
         second). Saved with the run and compared when it continues.
       padding: name of a field -> what fills it in rows that pad a batch, where that is not 0.
+      identity: a hash that is the same where the same examples lie at another place; empty where
+        the name alone says which they are.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Source(NamedTuple):
     class_names: tuple[str, ...] = ()
     facts: Mapping[str, Any] = {}
     padding: Mapping[str, Any] = {}
+    identity: str = ""
 
 
 class NoSplit(UserError):

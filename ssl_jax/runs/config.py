@@ -69,10 +69,15 @@ def defaults() -> ConfigDict:
     c.data.channels = 1  # 1 or 3
     c.data.fit = "crop"  # crop: shorter side to size, centre; squash: both sides to size
     c.data.labels = False  # folder: sub-folders are labels (for monitoring only)
+    # Of 16-bit pictures: the bits that are used, 12 say, or (low, high), shown as 0 and 255. None:
+    # their high byte is taken, which is right where all 16 bits are used.
+    c.data.range = config_dict.placeholder(object)
     c.data.max_bad = 0.01  # share of unreadable pictures above which a run stops
     c.data.patience = 600.0  # seconds to wait for data out of reach before saving and stopping
     c.data.threads = config_dict.placeholder(int)  # reader threads; None: one a core, at most 8
     c.data.ahead = 3  # batches read ahead
+    # Names as in the set. "train", "test" and "validation" also find what is called Training, val,
+    # dev and the like; another name must be there. folder: "." takes all of it as one training set.
     c.data.train_split = "train"
     c.data.test_split = "test"
     c.data.examples = 10_000  # synthetic, scenes: number of images
@@ -278,8 +283,6 @@ def check(config: ConfigDict) -> None:
             f"--config.evaluate.split is {config.evaluate.split!r}."
             f"{near_misses(config.evaluate.split, splits)}"
         )
-    if config.data.channels not in (1, 3):
-        raise UserError(f"--config.data.channels is {config.data.channels}; it must be 1 or 3")
 
 
 def check_steps_at_once(config: ConfigDict) -> None:

@@ -15,7 +15,8 @@ def config():
     def make(**changes):
         fields = {
             "source": "digits", "dir": None, "size": 16, "channels": 3, "fit": "crop",
-            "labels": False, "max_bad": 0.01, "cache_bytes": 1 << 30, "threads": 0, "ahead": 2,
+            "labels": False,
+            "range": None, "max_bad": 0.01, "cache_bytes": 1 << 30, "threads": 0, "ahead": 2,
             "train_split": "train", "test_split": "test", "examples": 1000, "classes": 10,
         }  # fmt: skip
         return ml_collections.ConfigDict(fields | changes)

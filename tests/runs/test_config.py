@@ -165,7 +165,6 @@ def test_only_what_changes_the_numbers_differs():
         ("accumulate", 3, "not a multiple of"),
         ("parallel", "shardmap", "Did you mean shard_map"),
         ("steps", -1, "must be above 0"),
-        ("data.channels", 4, "must be 1 or 3"),
     ],
 )
 def test_a_value_that_cannot_be_right_is_named(field, value, message):

@@ -7,7 +7,9 @@ One rule for each case that files in the wild hold:
   format, goes to Pillow.
 - EXIF orientation is applied: pictures stand upright.
 - Transparent pixels lie on white, as a viewer shows them: (a·c + (255 − a)·255) / 255.
-- 16-bit samples keep their high byte, v >> 8, in grey as in colour.
+- 16-bit samples keep their high byte, v >> 8, in grey as in colour; or `between` (low, high) they
+  become round(255 · (v − low) / (high − low)), below and above it 0 and 255. (PGM and PPM say their
+  highest value themselves.)
 - Palettes are looked up; CMYK and the other colour spaces become RGB by Pillow's conversion.
 - Grey to colour repeats the channel; colour to grey is the luma of ITU-R BT.601.
 - Of an animation, the first frame.
@@ -37,6 +39,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 ORIENTATION = 0x0112  # the EXIF tag
 TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
+BITS_PER_SAMPLE = 258
 
 
 class Unreadable(Exception):
@@ -44,7 +47,12 @@ class Unreadable(Exception):
 
 
 def decode(
-    data: bytes, size: int, channels: int, fit: str = "crop", max_pixels: int = MAX_PIXELS
+    data: bytes,
+    size: int,
+    channels: int,
+    fit: str = "crop",
+    max_pixels: int = MAX_PIXELS,
+    between: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Decodes one picture to a square.
 
@@ -55,6 +63,7 @@ def decode(
       fit: 'crop' takes the largest centred square, then resizes it: the shorter side becomes
         `size`, proportions are kept. 'squash' resizes both sides to `size`.
       max_pixels: refuse a picture of more pixels than this.
+      between: 16-bit samples that become 0 and 255; None: their high byte is kept.
 
     Returns:
       uint8 [size, size, channels].
@@ -73,7 +82,7 @@ def decode(
                 raise Unreadable(f"a JPEG of {scans} scans, more than the {MAX_SCANS} allowed")
             pixels = _jpeg(data, size, channels, max_pixels)
         if pixels is None:
-            pixels = _pillow(data, channels, max_pixels)
+            pixels = _pillow(data, channels, max_pixels, between)
         return resize(square(pixels) if fit == "crop" else pixels, size)
     except (Unreadable, MemoryError):
         raise
@@ -81,6 +90,20 @@ def decode(
         reason = " ".join(str(error).split())
         kind = "" if reason and isinstance(error, OSError) else f"{type(error).__name__} "
         raise Unreadable(f"{kind}{reason}") from error
+
+
+def highest(data: bytes, max_pixels: int = MAX_PIXELS) -> int | None:
+    """The largest sample of a 16-bit PNG or TIFF; None of any other picture.
+
+    Raises:
+      Whatever a decoder raises on broken bytes.
+    """
+    if data[:4] not in (b"\x89PNG", b"II*\0", b"MM\0*"):
+        return None
+    with _opened(data, max_pixels) as image:
+        if not _deep(image, data):
+            return None
+        return int((np.asarray(image) if image.mode[0] == "I" else _colour(data)).max())
 
 
 def square(pixels: np.ndarray) -> np.ndarray:
@@ -183,8 +206,24 @@ def _jpeg(data: bytes, size: int, channels: int, max_pixels: int) -> np.ndarray 
     return pixels
 
 
-def _pillow(data: bytes, channels: int, max_pixels: int) -> np.ndarray:
+def _pillow(
+    data: bytes, channels: int, max_pixels: int, between: tuple[int, int] | None
+) -> np.ndarray:
     """Pixels [h, w, C] of any of FORMATS by Pillow."""
+    with _opened(data, max_pixels) as image:
+        deep = between is not None and _deep(image, data)
+        if deep and image.mode[0] != "I":  # Pillow reads the high bytes of colours alone
+            pixels = _shown(_colour(data), channels, between)
+        else:
+            image.load()
+            pixels = _bands(image, channels, between if deep else None)
+        # After load(): Pillow turns TIFF itself, and then drops the tag.
+        orientation = _orientation(image)
+    return upright(pixels, orientation)  # by now Pillow's copy is gone
+
+
+def _opened(data: bytes, max_pixels: int):
+    """A Pillow image that keeps to the bounds, not loaded yet."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -192,29 +231,70 @@ def _pillow(data: bytes, channels: int, max_pixels: int) -> np.ndarray:
     except UnidentifiedImageError:
         start = data[:8].decode("ascii", "backslashreplace")
         raise Unreadable(f"not a picture of a known format (it starts with {start!r})") from None
-    with opened as image:
-        _guard(image.height, image.width, max_pixels)
-        if image.format == "TIFF":  # libtiff unpacks whole tiles, however small the picture
-            tile = (int(image.tag_v2.get(tag, 0)) for tag in (TILE_LENGTH, TILE_WIDTH))
+    try:
+        _guard(opened.height, opened.width, max_pixels)
+        if opened.format == "TIFF":  # libtiff unpacks whole tiles, however small the picture
+            tile = (int(opened.tag_v2.get(tag, 0)) for tag in (TILE_LENGTH, TILE_WIDTH))
             _guard(*tile, max_pixels, "a tile of ")
-        image.load()
-        pixels = _bands(image, channels)
-        # After load(): Pillow turns TIFF itself, and then drops the tag.
-        orientation = _orientation(image)
-    return upright(pixels, orientation)  # by now Pillow's copy is gone
+    except BaseException:
+        opened.close()
+        raise
+    return opened
 
 
-def _bands(image, channels: int) -> np.ndarray:
+def _deep(image, data: bytes) -> bool:
+    """Whether a Pillow image of these bytes has 16-bit samples whose range no header says."""
+    if image.format == "PNG":
+        return data[24:25] == b"\x10"
+    if image.format != "TIFF" or image.mode in ("I", "F"):
+        return False
+    bits = image.tag_v2.get(BITS_PER_SAMPLE, (1,))
+    return 16 in (bits if isinstance(bits, tuple) else (bits,))
+
+
+def _colour(data: bytes) -> np.ndarray:
+    """16-bit samples of a PNG or TIFF in colour or with alpha: uint16 [h, w, 3 or 4], RGB(A)."""
+    import cv2
+
+    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if found is None or found.dtype != np.uint16 or found.ndim != 3:
+        raise Unreadable("16-bit samples of a kind that cannot be read with data.range")
+    return cv2.cvtColor(found, cv2.COLOR_BGR2RGB if found.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+
+
+def _shown(samples: np.ndarray, channels: int, between: tuple[int, int]) -> np.ndarray:
+    """uint8 [h, w, channels] of `_colour`; alpha, which has a range of its own, on white."""
+    from PIL import Image
+
+    height, width, _ = samples.shape
+    pixels = np.empty((height, width, channels), np.uint8)
+    rows = max(1, BAND // width)
+    for top in range(0, height, rows):
+        band = samples[top : top + rows]
+        parts = [_scaled(band[:, :, :3], between), (band[:, :, 3:] >> 8).astype(np.uint8)]
+        image = Image.fromarray(np.concatenate(parts, -1))
+        pixels[top : top + rows] = _channels(image, "PNG", channels, None)
+    return pixels
+
+
+def _scaled(samples: np.ndarray, between: tuple[int, int]) -> np.ndarray:
+    """uint8: `between` linearly onto 0 … 255."""
+    low, high = between
+    kept = np.clip(samples.astype(np.float32), low, high)
+    return ((kept - low) * np.float32(255 / (high - low)) + np.float32(0.5)).astype(np.uint8)
+
+
+def _bands(image, channels: int, between: tuple[int, int] | None) -> np.ndarray:
     """Pixels of a loaded Pillow image as uint8 [h, w, channels], a band of rows at a time."""
     width, height = image.size
     rows = max(1, BAND // width)
     if height <= rows:
-        return _channels(image, image.format, channels)
+        return _channels(image, image.format, channels, between)
     pixels = np.empty((height, width, channels), np.uint8)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         band = image.crop((0, top, width, bottom))
-        pixels[top:bottom] = _channels(band, image.format, channels)
+        pixels[top:bottom] = _channels(band, image.format, channels, between)
     return pixels
 
 
@@ -225,14 +305,15 @@ def _orientation(image) -> int:
         return 1
 
 
-def _channels(image, format: str, channels: int) -> np.ndarray:
+def _channels(image, format: str, channels: int, between: tuple[int, int] | None) -> np.ndarray:
     """Pixels of (a band of) a loaded Pillow image as uint8 [h, w, channels]."""
     from PIL import Image
 
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and format in ("PNG", "PPM")):
         # Older Pillow opens 16-bit PNG as mode I. Its convert("L") would clip at 255.
-        gray = (np.asarray(image) >> 8).astype(np.uint8)
+        samples = np.asarray(image)
+        gray = _scaled(samples, between) if between else (samples >> 8).astype(np.uint8)
         return np.repeat(gray[:, :, None], channels, axis=2)
     if mode in ("I", "F"):
         raise Unreadable(f"{'float' if mode == 'F' else '32-bit'} samples, whose range is unknown")

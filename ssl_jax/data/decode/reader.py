@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ssl_jax.contract.source import Lost
-from ssl_jax.data.decode.picture import Unreadable, decode
+from ssl_jax.data.decode.picture import Unreadable, decode, highest
 from ssl_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ PAUSES = (0.1, 1.0)  # seconds before the second and the third attempt
 AT_ONCE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # no pause
 PASSING = (OSError, MemoryError, RuntimeError)  # array_record raises RuntimeError for I/O
 WITNESSES = 8
+SAMPLED = 8  # pictures that are looked at before a run for the range of 16-bit samples
 
 
 def allowed(n: int, max_bad: float) -> int:
@@ -51,13 +52,13 @@ def reader(
         RuntimeError may pass; whatever else it raises counts as broken at once.
       path: row -> what the log calls it.
       n: number of pictures.
-      data: config.data; uses size, channels, fit, max_bad, cache_bytes.
+      data: config.data; uses size, channels, fit, range, max_bad, cache_bytes.
       name: what an error calls the set.
 
     Returns:
       (read, bad). Both may be called from any thread.
     """
-    size, channels = data.size, data.channels
+    size, channels, between = data.size, data.channels, bounds(getattr(data, "range", None))
     limit = allowed(n, data.max_bad)
     lock = threading.Lock()
     reasons: dict[int, str] = {}  # of the unreadable rows
@@ -89,7 +90,7 @@ def reader(
         for pause in (*PAUSES, None):
             try:
                 encoded, label = load(row)
-                return decode(encoded, size, channels, data.fit), label
+                return decode(encoded, size, channels, data.fit, between=between), label
             except PASSING as error:
                 if out_of_reach(row):
                     reason = f"{path(row)}: {_reason(error)}"
@@ -155,6 +156,58 @@ def reader(
             return [(path(row), reason) for row, reason in sorted(reasons.items())]
 
     return read, bad
+
+
+def bounds(given: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """The 16-bit samples that become 0 and 255, of `data.range`.
+
+    Args:
+      given: bits n, which is (0, 2ⁿ − 1); or (low, high); or None.
+
+    Raises:
+      UserError: something else.
+    """
+    whole = given if isinstance(given, tuple | list) else (given,)
+    if given is None:
+        return None
+    if all(type(x) is int for x in whole):
+        if len(whole) == 1 and 1 <= whole[0] <= 16:
+            return 0, 2 ** whole[0] - 1
+        if len(whole) == 2 and 0 <= whole[0] < whole[1] < 2**16:
+            return whole[0], whole[1]
+    raise UserError(
+        f"--config.data.range is {given!r}; it is the number of bits that 16-bit samples use, 1 to "
+        "16, or (low, high), 0 to 65535: --config.data.range=12, '--config.data.range=(0,4095)'"
+    )
+
+
+def dark(load: Callable[[int], tuple[bytes, int]], n: int, name: str) -> str | None:
+    """What is to be said where 16-bit pictures use few of their bits.
+
+    Reads SAMPLED pictures, spread over the set. What cannot be read is left to the reader.
+
+    Args:
+      load, n, name: as for `reader`.
+
+    Returns:
+      one line that names `data.range`; None where there is nothing to say.
+    """
+    found = []
+    for row in sorted({i * n // SAMPLED for i in range(SAMPLED)}):
+        try:
+            value = highest(load(row)[0])
+        except Exception:
+            continue
+        if value is not None:
+            found.append(value)
+    if not found or max(found) >= 2**14 or max(found) == 0:
+        return None
+    top = max(found)
+    return (
+        f"{name}: 16-bit pictures whose largest value, in {len(found)} of them, is {top:,}: of "
+        f"255 they show at most {top >> 8}, nearly black. --config.data.range={top.bit_length()} "
+        "takes that many bits for the whole range"
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -4,12 +4,16 @@ Sets prepared as array_record are read by `as_data_source`, encoded as they are,
 decode.py. Sets prepared as TFRecord are first converted, once (see tfrecord.py).
 """
 
+import logging
 import os
 
 from ssl_jax.contract import batch
 from ssl_jax.contract.source import NoSplit, Source
 from ssl_jax.data.decode import reader
+from ssl_jax.data.sources import splits
 from ssl_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def open_tfds(name: str, split: str, data) -> Source:
@@ -18,7 +22,7 @@ def open_tfds(name: str, split: str, data) -> Source:
     Args:
       name: 'set', 'set/config', 'set:1.2.3' or 'set/config:1.2.3', as TFDS writes them.
       split: 'train' or 'test'; `data.train_split` and `data.test_split` say what the set calls
-        them. TFDS slices work as well: 'train[:10%]', 'train+validation'.
+        them (see `splits.find`). TFDS slices work as well: 'train[:10%]', 'train+validation'.
       data: config.data; `dir` is the TFDS folder, None for TFDS's own choice ($TFDS_DATA_DIR, else
         ~/tensorflow_datasets).
 
@@ -49,13 +53,19 @@ def from_folder(folder: str, wanted: str, name: str, split: str, data) -> Source
         builder = tfds.builder_from_directory(folder)
     info = builder.info
     image, label = _features(info.features, name)
+    asked = wanted
     try:
         info.splits[wanted]
     except (KeyError, ValueError):
-        raise NoSplit(
-            f"{name} has no split {wanted!r}, only {', '.join(sorted(info.splits))}: set "
-            f"--config.data.{split}_split."
-        ) from None
+        wanted = splits.find(asked, split, info.splits)
+        if wanted is None and split == "test" and asked in splits.LOOSE["test"]:
+            raise NoSplit(
+                f"{name} has no split {asked!r}, only {', '.join(sorted(info.splits))}: set "
+                f"--config.data.{split}_split."
+            ) from None
+        if wanted is None:
+            raise splits.missing(asked, split, info.splits, name) from None
+        log.warning("%s: the %s split is %r", name, split, wanted)
     records = builder.as_data_source(
         split=wanted, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
@@ -71,6 +81,10 @@ def from_folder(folder: str, wanted: str, name: str, split: str, data) -> Source
     read, bad = reader.reader(
         load, lambda row: f"{name} {wanted} example {row}", len(records), data, f"{name} {wanted}"
     )
+    if split == "train" and getattr(data, "range", None) is None:
+        said = reader.dark(load, len(records), f"{name} {wanted}")
+        if said:
+            log.warning("%s", said)
     classes = info.features[label].num_classes if label else 0
     names = tuple(info.features[label].names) if label else ()
     fields = batch.image(data.size, data.channels)

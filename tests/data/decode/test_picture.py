@@ -6,7 +6,8 @@ from kit.pictures import bombs, damages
 from PIL import Image, ImageOps
 
 from ssl_jax.data.decode import picture as decoding
-from ssl_jax.data.decode.picture import Unreadable, decode, resize, square, upright
+from ssl_jax.data.decode import reader
+from ssl_jax.data.decode.picture import Unreadable, decode, highest, resize, square, upright
 
 RANDOM = np.random.default_rng(0)
 RGB = RANDOM.integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -100,6 +101,73 @@ def test_16_bit_colour_keeps_its_high_byte():
     out = decode(data, 4, 3)
     np.testing.assert_array_equal(out[:, :, 0], HIGH_BYTE)
     np.testing.assert_array_equal(out[:, :, 1], HIGH_BYTE[::-1])
+
+
+TWELVE = np.array([[0, 1, 2047, 2048], [4094, 4095, 4096, 65535]] * 2, np.uint16)
+SHOWN = np.array([[0, 0, 127, 128], [255, 255, 255, 255]] * 2)  # 255 · v / 4095, rounded
+
+
+@pytest.mark.parametrize("extension", ["png", "tiff"])
+def test_a_range_of_16_bit_samples(extension):
+    """Files as a camera's software writes them, grey, colour and with alpha, of 12 bits."""
+    import cv2
+
+    between = reader.bounds(12)
+    assert between == (0, 4095)
+    gray = cv2.imencode(f".{extension}", TWELVE)[1].tobytes()
+    np.testing.assert_array_equal(decode(gray, 4, 1, between=between)[:, :, 0], SHOWN)
+    np.testing.assert_array_equal(decode(gray, 4, 3, between=between)[:, :, 2], SHOWN)
+    assert decode(gray, 4, 1)[:2, :, 0].max() == 255 and decode(gray, 4, 1)[1, 0, 0] == 15
+    bgr = np.stack([TWELVE, TWELVE[::-1], 0 * TWELVE], -1)
+    colour = cv2.imencode(f".{extension}", bgr)[1].tobytes()
+    out = decode(colour, 4, 3, between=between)
+    np.testing.assert_array_equal(out, np.stack([0 * SHOWN, SHOWN[::-1], SHOWN], -1))
+    half = cv2.imencode(".png", np.dstack([bgr, np.full((4, 4), 32768, np.uint16)]))[1].tobytes()
+    on_white = decode(half, 4, 3, between=between)
+    assert on_white[0, 0].tolist() == [127, 255, 127]  # alpha 128 of 255: 255 · 127 / 255 + …
+
+
+def test_a_range_between_two_values_and_what_it_leaves_alone(encode, smooth):
+    values = np.array([[900, 1000, 1500, 2000]] * 4, np.uint16)
+    out = decode(encode(values, "PNG"), 4, 1, between=reader.bounds((1000, 2000)))
+    np.testing.assert_array_equal(out[0, :, 0], [0, 0, 128, 255])
+    for format in ("PNG", "TIFF", "JPEG"):  # 8 bits
+        data = encode(smooth(8, 8), format)
+        np.testing.assert_array_equal(decode(data, 8, 3, between=(0, 4095)), decode(data, 8, 3))
+    pgm = b"P5\n2 1\n4095\n" + np.array([0, 4095], ">u2").tobytes()  # it says its own range
+    np.testing.assert_array_equal(decode(pgm, 2, 1, "squash", between=(0, 255))[0, :, 0], [0, 255])
+
+
+def test_the_largest_value_of_16_bit_pictures(encode, smooth):
+    import cv2
+
+    bgr = np.stack([TWELVE // 2, TWELVE, 0 * TWELVE], -1)
+    for data in (encode(TWELVE, "PNG"), encode(TWELVE, "TIFF"), cv2.imencode(".png", bgr)[1]):
+        assert highest(bytes(data)) == 65535
+    assert highest(encode(TWELVE // 16, "PNG")) == 4095
+    for data in (encode(smooth(8, 8), "PNG"), encode(smooth(8, 8), "TIFF"), b"", b"BM"):
+        assert highest(data) is None
+
+
+def test_dark_16_bit_pictures_are_said_once_with_the_field(config, encode, tmp_path, caplog):
+    from ssl_jax.data.sources import open_source
+
+    (tmp_path / "set").mkdir()
+    for i in range(20):
+        picture = np.full((6, 6), 200 * i, np.uint16)  # up to 3,800: 12 bits
+        (tmp_path / "set" / f"{i:02d}.{('png', 'tif')[i % 2]}").write_bytes(
+            encode(picture, ("PNG", "TIFF")[i % 2])
+        )
+    plain = open_source(config(source=f"folder:{tmp_path}/set"), "train")
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert "--config.data.range=12" in line and "largest value, in 8 of them, is 3,400" in line
+    assert plain.read([19])["image"].max() == 14  # as before: 3,800 >> 8
+    caplog.clear()
+    asked = open_source(config(source=f"folder:{tmp_path}/set", range=12), "train")
+    assert asked.read([19])["image"].max() == round(3800 * 255 / 4095) and not caplog.records
+    (tmp_path / "set" / "00.png").write_bytes(encode(np.full((6, 6), 60_000, np.uint16), "PNG"))
+    open_source(config(source=f"folder:{tmp_path}/set"), "train")
+    assert not caplog.records
 
 
 def test_cmyk(encode):

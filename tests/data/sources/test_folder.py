@@ -1,12 +1,13 @@
 import logging
 import os
 
+import ml_collections
 import numpy as np
 import pytest
 
 from ssl_jax.data import loader
 from ssl_jax.data.decode import reader
-from ssl_jax.data.sources import NoSplit, open_source
+from ssl_jax.data.sources import NoSplit, absolute, open_source
 from ssl_jax.data.sources.folder import listing
 from ssl_jax.errors import UserError
 
@@ -53,7 +54,8 @@ def mixed(tmp_path_factory, encode, smooth, broken):
 def test_five_broken_of_300_are_named_and_replaced(config, mixed, caplog, cache_bytes):
     root, bad = mixed
     source = open_source(config(source=f"folder:{root}", cache_bytes=cache_bytes), "train")
-    assert (source.examples, source.classes, source.shape) == (300, 0, (16, 16, 3))
+    assert (source.examples, source.classes) == (300, 0)
+    assert source.fields["image"].shape == (16, 16, 3)
     seen = []
     with caplog.at_level(logging.WARNING):
         for batch in loader.batches(source, seed=0, batch=32, stop=20, threads=2):
@@ -204,6 +206,182 @@ def test_named_splits_and_a_lone_train(config, tree):
         open_source(data, "test")
 
 
+def opened(config, root, caplog, **changes):
+    """Both splits (None where there is no test split) and the lines of the log."""
+    data = config(source=f"folder:{root}", **changes)
+    caplog.clear()
+    train, test = open_source(data, "train"), None
+    try:
+        test = open_source(data, "test")
+    except NoSplit:
+        pass
+    return train, test, [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize(
+    "learn, judge",
+    [
+        ("train", "valid"), ("Train", "Test"), ("training", "testing"), ("TRAIN", "dev"),
+        ("train", "eval"), ("Training", "Val"), ("train", "validation"), ("train", "Evaluation"),
+    ],
+)  # fmt: skip
+def test_splits_are_recognised(config, tree, caplog, learn, judge):
+    root = tree({f"{learn}/cat/1.png": 1, f"{learn}/dog/2.png": 2, f"{judge}/cat/3.png": 3})
+    for asked in ({}, {"test_split": "validation"}):  # what configs say by themselves
+        train, test, said = opened(config, root, caplog, labels=True, **asked)
+        assert (train.examples, test.examples, train.class_names) == (2, 1, ("cat", "dog"))
+        assert (test.read([0])["image"] == 3).all() and test.read([0])["label"] == [0]
+    assert len(said) == (judge != "test" or learn != "train") and all(judge in m for m in said)
+
+
+def test_the_split_of_several_that_is_meant(config, tree, caplog):
+    root = tree({f"{name}/a/{i}.png": i for i, name in enumerate(("train", "test", "val", "more"))})
+    _, test, said = opened(config, root, caplog)
+    assert (test.read([0])["image"] == 1).all() and not said
+    _, test, said = opened(config, root, caplog, test_split="validation")
+    assert (test.read([0])["image"] == 2).all()
+    assert said == [f"{root}: the test split is val/, more/, test/ left aside"]
+    _, test, _ = opened(config, root, caplog, test_split="more")
+    assert (test.read([0])["image"] == 3).all()
+    train, test, _ = opened(config, root, caplog, train_split=".")
+    assert train.examples == 4 and test is None
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        (
+            {"train_split": "trian"},
+            r"no split 'trian' \(--config.data.train_split\). Did you mean tr",
+        ),
+        ({"test_split": "vla"}, r"no split 'vla' \(--config.data.test_split\). Did you mean val"),
+        ({"test_split": "Val"}, "no split 'Val'"),
+        ({"train_split": "val", "test_split": "val"}, "val/ is both"),
+        ({"train_split": ".", "test_split": "val"}, "train_split=. takes all"),
+    ],
+)
+def test_a_split_that_is_named_must_be_there(config, tree, asked, message):
+    root = tree({"train/1.png": 1, "val/2.png": 2})
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match=message) as error:
+            open_source(config(source=f"folder:{root}", **asked), split)
+        assert not isinstance(error.value, NoSplit) and "\n" not in str(error.value)
+
+
+def test_a_named_train_split_alone(config, tree, caplog):
+    root = tree({"a/1.png": 1, "b/2.png": 2})
+    train, test, said = opened(config, root, caplog, train_split="a")
+    assert train.examples == 1 and test is None and not said
+    with pytest.raises(UserError, match="b/ is a test split, but which folder is to learn from"):
+        open_source(config(source=f"folder:{root}", test_split="b"), "train")
+
+
+def test_what_could_be_a_split_is_asked_or_said(config, tree, caplog):
+    root = tree({"train/cat/1.png": 1, "holdout/cat/2.png": 2})
+    with pytest.raises(UserError) as error:
+        open_source(config(source=f"folder:{root}"), "train")
+    assert "--config.data.train_split=train --config.data.test_split=holdout says so" in str(
+        error.value
+    )
+    train, test, _ = opened(config, root, caplog, test_split="holdout")
+    assert (train.examples, test.examples) == (1, 1)
+    assert opened(config, root, caplog, train_split=".")[0].examples == 2
+
+    root = tree({"p/cat/1.png": 1, "p/val/2.png": 2}) + "/p"
+    train, test, said = opened(config, root, caplog, labels=True)
+    assert train.class_names == ("cat", "val") and test is None
+    assert len(said) == 1 and "val/ is learned from as well" in said[0]
+    root = tree({"car/1.png": 1, "train/2.png": 2, "q/car/1.png": 1, "q/train/2.png": 2}) + "/q"
+    _, _, said = opened(config, root, caplog, labels=True)
+    assert len(said) == 1 and "train/ is taken as a part of one training set" in said[0]
+    root = tree({"r/runs/notes.txt": b"", "r/train/1.png": 1}) + "/r"  # no pictures in runs/
+    train, test, said = opened(config, root, caplog)
+    assert train.name.endswith("/r/train") and not said
+
+
+def test_classes_that_train_and_test_do_not_share_are_named(config, tree, caplog):
+    root = tree({"train/a/1.png": 1, "train/b/2.png": 2, "test/b/3.png": 3, "test/c/4.png": 4})
+    train, _, said = opened(config, root, caplog, labels=True)
+    assert train.class_names == ("a", "b", "c")
+    assert said == [
+        f"{root}: 1 of the 2 classes of test are not in train, and always judged as wrong: c"
+    ]
+    assert not opened(config, root, caplog)[2]  # no labels asked for
+
+
+def test_no_class_in_common_is_no_accuracy(config, tree, caplog):
+    root = tree({"train/a/1.png": 1, "test/b/3.png": 3})
+    train, test, said = opened(config, root, caplog, labels=True)
+    assert train.classes == test.classes == 0 and train.read([0])["label"] == [-1]
+    assert said == [
+        f"{root}: train (a) and test (b) have no class in common, so no accuracy can be measured"
+    ]
+
+
+def test_pictures_without_a_label(config, tree, caplog):
+    root = tree({"train/unlabeled/1.png": 1, "test/a/2.png": 2, "test/b/3.png": 3})
+    train, test, said = opened(config, root, caplog, labels=True)
+    assert train.classes == test.classes == 0
+    assert said == [
+        f"{root}: train has no labels (its folders are unlabeled), so no accuracy can be measured"
+    ]
+    tree({"train/a/4.png": 4, "train/b/5.png": 5})
+    train, _, said = opened(config, root, caplog, labels=True)
+    assert train.class_names == ("a", "b")
+    np.testing.assert_array_equal(train.read([0, 1, 2])["label"], [0, 1, -1])
+    assert said == [f"{root}: pictures in unlabeled have no label"]
+
+
+def test_pictures_that_runs_wrote_are_passed_over(config, tree, caplog):
+    job = b'{"job": "retrieve", "checkpoint": "runs/x"}'
+    root = tree({
+        "a/1.png": 1, "a/result.json": b'{"mine": 1}', "b/config.json": b"{}", "b/2.png": 2,
+        "runs/x/config.json": b"{}", "runs/x/report/views.png": 9, "runs/x/checkpoints/1/c": b"",
+        "runs/y/config.json": b"{}", "runs/y/checkpoints/1/c": b"", "runs/y/knn/n.png": 9,
+        "own/result.json": job, "own/neighbours.png": 9,
+        "tuned/job.json": b"{}", "tuned/checkpoints/1/c": b"", "tuned/z.png": 9,
+    })  # fmt: skip
+    assert listing(root) == ["a/1.png", "b/2.png"]
+    train, _, said = opened(config, root, caplog)
+    assert train.examples == 2
+    assert said == [f"{root}: 4 folder(s) of runs are passed over: own/, runs/x/, runs/y/, …"]
+    # A folder that is itself named is read: its pictures were asked for.
+    assert listing(f"{root}/runs/x/report") == ["views.png"]
+
+
+def test_the_same_pictures_at_another_place_are_the_same(config, tree, tmp_path):
+    import shutil
+
+    root = tree({f"in/{name}/{i}.png": i for i in range(3) for name in "ab"}) + "/in"
+    one = open_source(config(source=f"folder:{root}"), "train").identity
+    shutil.copytree(root, f"{root}2")
+    there = config(source=f"folder:{root}2")
+    assert one and open_source(there, "train").identity == one
+    os.rename(f"{root}2/a/1.png", f"{root}2/a/9.png")
+    assert open_source(there, "train").identity != one
+    os.rename(f"{root}2/a/9.png", f"{root}2/a/1.png")
+    with open(f"{root}2/a/1.png", "ab") as file:
+        file.write(b"longer")
+    assert open_source(there, "train").identity != one
+
+
+def test_a_source_of_another_kind_needs_no_fields_of_pictures(config, monkeypatch):
+    from ssl_jax.data import sources
+
+    kind = sources.Kind(lambda name, split, data: (name, split), "tokens:name", lambda d, k: None)
+    monkeypatch.setitem(sources.KINDS, "tokens", kind)
+    data = ml_collections.ConfigDict({"source": "tokens:words"})
+    assert open_source(data, "test") == ("words", "test")
+
+
+def test_a_folder_has_its_whole_path(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert absolute("folder:a, b/../c") == f"folder:{tmp_path}/c"
+    assert absolute("folder:~/x") == "folder:/home/me/x"
+    assert [absolute(s) for s in ("digits", "tfds:a/b:1.0.0")] == ["digits", "tfds:a/b:1.0.0"]
+
+
 def test_labels_only_where_asked(config, tree):
     root = tree({"x/1.png": 1, "y/2.png": 2, "empty/readme.txt": b""})
     plain = open_source(config(source=f"folder:{root}"), "train")
@@ -233,11 +411,19 @@ def test_errors(config, tree, tmp_path):
         ({"source": "digit"}, "Did you mean digits"),
         ({"source": "cifar10"}, "Known: digits, folder:/path, scenes, synthetic, tfds:name"),
         ({"source": "folder:"}, "Did you mean folder:/path"),
-        ({"channels": 4}, "data.channels=4"),
+        ({"channels": 4}, "--config.data.channels=4 must be 1"),
         ({"fit": "crp"}, "Did you mean crop"),
         ({"size": 0}, "data.size=0"),
         ({"max_bad": 5}, "data.max_bad=5"),
         ({"source": "synthetic", "examples": 0}, "data.examples=0"),
+        ({"source": "scenes", "channels": 2}, "--config.data.channels=2"),
+        ({"source": "synthetic", "size": -1}, "--config.data.size=-1"),
+        ({"source": "tfds:mnist", "fit": "sqush"}, "Did you mean squash"),
+        ({"range": 17}, "--config.data.range is 17; it is the number of bits"),
+        ({"range": (5, 5)}, "--config.data.range"),
+        ({"range": "12 bits"}, "--config.data.range"),
+        ({"source": "synthetic", "train_split": "trian"}, "no split 'trian'.*Did you mean train"),
+        ({"source": "digits", "test_split": "val"}, "digits has no split 'val'.*test_split"),
     ],
 )
 def test_wrong_fields(config, changes, message):

