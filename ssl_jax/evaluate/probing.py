@@ -80,6 +80,7 @@ def defaults(job: str) -> ConfigDict:
     c.data.labels = config_dict.placeholder(bool)
     c.data.train_split = config_dict.placeholder(str)
     c.data.test_split = config_dict.placeholder(str)
+    c.data.range = config_dict.placeholder(object)
     return c
 
 
@@ -259,8 +260,8 @@ def open_run(
 def data_of(saved: ConfigDict, asked: ConfigDict, labels: bool) -> ConfigDict:
     """The run's `config.data` with what the job's config says instead.
 
-    Names of splits go with the set that they were written for: another source has train and test
-    unless the job's config names others.
+    Names of splits, and the range of samples, go with the set that they were written for: another
+    source has train and test unless the job's config names others.
 
     Args:
       saved: of the run.
@@ -270,7 +271,7 @@ def data_of(saved: ConfigDict, asked: ConfigDict, labels: bool) -> ConfigDict:
     data = saved.copy_and_resolve_references()
     given = {name: value for name, value in asked.items() if value is not None}
     if given.get("source", data.source) != data.source:
-        data.update(train_split="train", test_split="test")
+        data.update(train_split="train", test_split="test", range=None)
     data.update(given)
     if labels and data.source.startswith("folder:") and "labels" not in given:
         data.labels = True

@@ -219,6 +219,12 @@ def introduce(e: Experiment, folder: pathlib.Path) -> None:
         f" and {e.test.examples:,} test images" if e.test else " images"
     )
     print(f"{e.config.method.name} on {e.train.name}: {images}, {batch.described(e.train.fields)}")
+    if e.test is None and e.train.classes and e.config.evaluate.split == "test":
+        print(
+            "no test split: kNN and the linear probe are judged on a fifth of the training images, "
+            "which the encoder sees as well, without their labels (--config.data.test_split names "
+            "one)"
+        )
     print(
         f"{e.config.model.name}, {count:,} parameters; {e.run.total_steps:,} steps of "
         f"{e.config.batch} images; workdir {folder}"

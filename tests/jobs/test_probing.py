@@ -134,7 +134,7 @@ def test_without_a_test_split_it_says_holdout(runs, tmp_path, capsys):
     assert "16 training and 4 held-out training images" in capsys.readouterr().out
     # A test split that was asked for by its name must be there.
     assert tiny_run.probe("knn", runs / "0", source, "--config.data.test_split=val") == 2
-    assert "has no test split" in capsys.readouterr().err
+    assert "has no split 'val' (--config.data.test_split)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
