@@ -19,6 +19,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.losses import clustering
 from ssl_jax.losses.spread import spread
 from ssl_jax.methods.parts import image_encoder
+from ssl_jax.methods.parts.prototypes import behind
 from ssl_jax.models import heads, network
 
 
@@ -146,4 +147,7 @@ def make(config: ConfigDict, run: Run) -> Method:
         loss=loss,
         after_step=after_step,
         encoders=image_encoder.of_one(encoder, projector, view),
+        prototypes=behind(
+            projector, image_encoder.online("projector"), lambda params, state: state["prototypes"]
+        ),
     )

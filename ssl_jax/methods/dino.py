@@ -16,7 +16,7 @@ from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.losses import self_distillation as losses
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.parts import ema, image_encoder
+from ssl_jax.methods.parts import ema, image_encoder, prototypes
 from ssl_jax.models import heads, network
 from ssl_jax.optim import schedules
 
@@ -151,6 +151,10 @@ def make(config: ConfigDict, run: Run) -> Method:
         last = {name: "last_layer" for name in ("v", "g") if name in params["projector"]}
         return {**names, "projector": {**names["projector"], **last}}
 
+    # Outputs of the network that is probed; the teacher's less the centre.
+    probed = image_encoder.target if m.encoder == "target" else image_encoder.online
+    centred = (lambda params, state: state["centre"]) if m.encoder == "target" else None
+
     return Method(
         views=views,
         init=init,
@@ -158,4 +162,5 @@ def make(config: ConfigDict, run: Run) -> Method:
         encoders=image_encoder.of_two(encoder, networks["projector"], view, m.encoder),
         after_step=after_step,
         labels=labels,
+        prototypes=prototypes.outputs(networks["projector"], probed("projector"), centred),
     )

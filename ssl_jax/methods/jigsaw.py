@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
 from ssl_jax.augment import tiles
-from ssl_jax.contract.method import Method, Run
+from ssl_jax.contract.method import Method, Run, Show
 from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
-from ssl_jax.methods.parts import image_encoder
+from ssl_jax.methods.parts import image_encoder, pictures
 from ssl_jax.models import heads, network
 
 
@@ -61,11 +61,14 @@ def make(config: ConfigDict, run: Run) -> Method:
     head = mlp((*joined, count), ("affine",) * len(joined) + ("none",))
 
     def views(key, batch, ctx):
+        return puzzles(key, batch["image"], ctx.axis)
+
+    def puzzles(key, image, axis):
         image_key, offset_key, order_key = jax.random.split(key, 3)
-        image = augment.crops((policy,), image_key, batch["image"], ctx.axis)[:, 0]
+        image = augment.crops((policy,), image_key, image, axis)[:, 0]
 
         def draw(key, shape, below):
-            keys = collectives.example_keys(key, len(image), ctx.axis)
+            keys = collectives.example_keys(key, len(image), axis)
             return jax.vmap(lambda k: jax.random.randint(k, shape, 0, below))(keys)
 
         offsets = draw(offset_key, (tiles.TILES, 2), jitter + 1)
@@ -96,9 +99,15 @@ def make(config: ConfigDict, run: Run) -> Method:
         metrics = {"accuracy": jnp.mean(jnp.argmax(logits, 1) == label)}
         return value, ({"encoder": f, "projector": g, "head": c}, metrics)
 
+    def show(variables, batch, key):
+        images = jnp.repeat(batch["image"], pictures.VIEWS, axis=0)
+        drawn = pictures.of_puzzles(puzzles(key, images, None)["tiles"])
+        return {"shuffled tiles": drawn.reshape(-1, pictures.VIEWS, *drawn.shape[1:])}
+
     return Method(
         views=views,
         init=init,
         loss=loss,
         encoders=image_encoder.of_one(encoder, projector, view),
+        show={"views": Show(lambda params, state: {}, show)},
     )

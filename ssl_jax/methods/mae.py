@@ -13,14 +13,16 @@ from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
 from ssl_jax.augment import masks
-from ssl_jax.contract.method import Method, Run
+from ssl_jax.contract.method import Method, Run, Show
 from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 from ssl_jax.losses import reconstruction
-from ssl_jax.methods.parts import image_encoder
+from ssl_jax.methods.parts import image_encoder, pictures
 from ssl_jax.models import network
 from ssl_jax.models.decoders.mae import Decoder
 from ssl_jax.models.vit import ViT, patchify
+
+GREY = 0.5  # of a hidden patch in pictures, in [0, 1]
 
 
 def make(config: ConfigDict, run: Run) -> Method:
@@ -76,6 +78,33 @@ def make(config: ConfigDict, run: Run) -> Method:
         share = reconstruction.explained(value, target, views["mask"], ctx.axis)
         return value, (state, {"explained": share})
 
+    def reconstruct(params, batch, key):
+        """Images, what the encoder sees of them, and what the decoder says of the rest.
+
+        Where the decoder predicts normalised pixels, a patch is given the mean and the deviation of
+        the true one: what is shown is the structure within patches, and their level is not the
+        decoder's doing.
+        """
+        images = batch["image"]
+        x = augment.evaluate(images, policy.size, policy.mean, policy.std, 1.0)
+        mask = masking.draw(jax.random.split(key, len(images)))
+        z = latent(encoder, params, x, mask, masking.visible)
+        patches = decoder.apply({"params": params["decoder"]}, z, mask)
+        true = patchify(x, encoder.patch)  # [n, N, p·p·C]
+        if normalise:
+            deviation = jnp.sqrt(jnp.var(true, -1, keepdims=True, ddof=1) + 1e-6)
+            patches = patches * deviation + jnp.mean(true, -1, keepdims=True)
+        mean, std = (pictures.per_channel(v, x.shape[-1]) for v in (policy.mean, policy.std))
+        grey = jnp.tile((GREY - mean) / std, encoder.patch**2)
+        hidden = mask[..., None]  # [n, N, 1]
+        shown = {
+            "original": true,
+            "visible": jnp.where(hidden, grey, true),
+            "prediction": patches,  # of every patch
+            "filled in": jnp.where(hidden, patches, true),
+        }
+        return {k: pictures.of_patches(v, encoder.patch, policy) for k, v in shown.items()}
+
     return Method(
         views=views,
         init=init,
@@ -83,6 +112,7 @@ def make(config: ConfigDict, run: Run) -> Method:
         encoders={
             "encoder": image_encoder.image_encoder(encoder, image_encoder.online("encoder"), view)
         },
+        show={"reconstructions": Show(lambda params, state: params, reconstruct)},
     )
 
 

@@ -12,8 +12,8 @@ import optax
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
-from ssl_jax.contract.method import Method, Run
-from ssl_jax.methods.parts import image_encoder
+from ssl_jax.contract.method import Method, Run, Show
+from ssl_jax.methods.parts import image_encoder, pictures
 from ssl_jax.models import heads, network
 
 ROTATIONS = 4
@@ -35,8 +35,11 @@ def make(config: ConfigDict, run: Run) -> Method:
     padding = config.method.padding
 
     def views(key, batch, ctx):
-        image = jnp.pad(batch["image"], ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-        x = augment.crops((policy,), key, image, ctx.axis)[:, 0]
+        return rotations(key, batch["image"], ctx.axis)
+
+    def rotations(key, image, axis):
+        image = jnp.pad(image, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        x = augment.crops((policy,), key, image, axis)[:, 0]
         # Label k: k quarter turns counter-clockwise.
         return jnp.stack([jnp.rot90(x, k, (1, 2)) for k in range(ROTATIONS)], 1)  # [b, 4, s, s, C]
 
@@ -55,6 +58,10 @@ def make(config: ConfigDict, run: Run) -> Method:
         accuracy = jnp.mean(jnp.argmax(logits, 1) == labels)
         return value, ({"encoder": f}, {"accuracy": accuracy})
 
+    def show(variables, batch, key):
+        drawn = rotations(key, batch["image"], None)
+        return {"four rotations": pictures.of_views(drawn, policy)}
+
     return Method(
         views=views,
         init=init,
@@ -62,4 +69,5 @@ def make(config: ConfigDict, run: Run) -> Method:
         encoders={
             "encoder": image_encoder.image_encoder(encoder, image_encoder.online("encoder"), view)
         },
+        show={"views": Show(lambda params, state: {}, show)},
     )

@@ -14,6 +14,7 @@ from ssl_jax.augment import policies, tiles
 from ssl_jax.contract.method import Context, Run
 from ssl_jax.errors import UserError
 from ssl_jax.methods import jigsaw
+from ssl_jax.methods.parts import pictures
 from ssl_jax.runs import config as configs
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -150,3 +151,18 @@ def test_making_the_method_leaves_the_devices_to_be_chosen():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=GOLDEN.parents[1], timeout=120)
     assert done.returncode == 0
+
+
+def test_the_page_shows_puzzles():
+    method = make(permutations=6)
+    image = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1), dtype=np.uint8)
+    show = method.show["views"]
+    assert show.variables({}, {}) == {}
+    ((title, found),) = show.draw({}, {"image": image}, jax.random.key(1)).items()
+    tiles = np.asarray(draw(method, np.repeat(image, pictures.VIEWS, 0))["tiles"])
+    side, gap = tiles.shape[2], pictures.GAP
+    assert title == "shuffled tiles" and found.dtype == np.uint8
+    assert found.shape == (2, pictures.VIEWS, 3 * side + 2 * gap, 3 * side + 2 * gap, 1)
+    corner = np.clip(0.5 + tiles.reshape(2, pictures.VIEWS, *tiles.shape[1:])[:, :, 0] / 4, 0, 1)
+    np.testing.assert_allclose(found[:, :, :side, :side], 255 * corner, atol=0.51)
+    assert (found[:, :, side : side + gap] == 0).all()

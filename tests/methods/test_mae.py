@@ -13,7 +13,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.exchange import torch_weights
 from ssl_jax.methods import mae
 from ssl_jax.models.decoders.mae import Decoder
-from ssl_jax.models.vit import ViT
+from ssl_jax.models.vit import ViT, patchify
 from ssl_jax.runs import config as configs
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -196,3 +196,30 @@ def test_user_errors():
     config.model = simclr.model
     with pytest.raises(UserError, match="the patches of a vit"):
         mae.make(config, RUN)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_the_page_shows_reconstructions(golden, params, normalise):
+    method = make(normalise_pixels=normalise)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    # A decoder that says 0 for every pixel: of a normalised patch that is its mean.
+    blank = jax.tree.map(jnp.zeros_like, params["decoder"]["predict"])
+    params = {**params, "decoder": {**params["decoder"], "predict": blank}}
+    show = method.show["reconstructions"]
+    variables = show.variables(params, {})
+    drawn = jax.jit(show.draw)(variables, {"image": images}, jax.random.key(0))
+    found = {name: np.asarray(x) for name, x in drawn.items()}
+    assert set(found) == {"original", "visible", "prediction", "filled in"}
+    assert {(x.shape, x.dtype.name) for x in found.values()} == {(images.shape, "uint8")}
+    np.testing.assert_array_equal(found["original"], images)  # as large as the view
+    grey = patchify(np.full_like(images, 128), 8)  # round(255 · 0.5)
+    true, visible = patchify(images, 8), patchify(found["visible"], 8)
+    hidden = (visible == grey).all(-1)  # [n, N]
+    assert (hidden.sum(1) == 12).all()
+    np.testing.assert_array_equal(visible[~hidden], true[~hidden])
+    zero = (true / 255).mean(-1, keepdims=True) if normalise else np.zeros((1, 1, 1))
+    expected = 255 * np.broadcast_to(zero, true.shape)
+    prediction, filled = patchify(found["prediction"], 8), patchify(found["filled in"], 8)
+    np.testing.assert_allclose(prediction, expected, atol=0.51)
+    np.testing.assert_array_equal(filled[~hidden], true[~hidden])
+    np.testing.assert_array_equal(filled[hidden], prediction[hidden])

@@ -86,3 +86,16 @@ def test_cifar_is_cropped_from_a_black_border_and_not_resized():
         t * b == 0 for t, b in zip(top, bottom, strict=True)
     )
     assert {len(set(top)), len(set(bottom))} == {5}
+
+
+def test_the_page_shows_a_view_in_its_four_rotations():
+    config, _ = configs.load("configs/rotation.py:digits")
+    config.views.image.update(mean=(0.2,), std=(0.5,))
+    method = rotation.make(config, RUN)
+    image = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1), dtype=np.uint8)
+    show = method.show["views"]
+    assert show.variables({}, {}) == {}
+    ((title, found),) = show.draw({}, {"image": image}, jax.random.key(1)).items()
+    assert title == "four rotations" and found.dtype == np.uint8
+    want = np.clip(draw(method, image) * 0.5 + 0.2, 0, 1)  # by the same key
+    np.testing.assert_allclose(found, 255 * want, atol=0.51)
