@@ -30,6 +30,7 @@ class Source(NamedTuple):
       padding: name of a field -> what fills it in rows that pad a batch, where that is not 0.
       identity: a hash that is the same where the same examples lie at another place; empty where
         the name alone says which they are.
+      describe: row -> what people call it: the path of its file. None: it has its number alone.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Source(NamedTuple):
     facts: Mapping[str, Any] = {}
     padding: Mapping[str, Any] = {}
     identity: str = ""
+    describe: Callable[[int], str] | None = None
 
 
 class NoSplit(UserError):

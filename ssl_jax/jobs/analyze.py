@@ -10,6 +10,8 @@ from ssl_jax.evaluate.features import encoder, representation, run_features
 from ssl_jax.evaluate.health import collapse, similarity
 from ssl_jax.evaluate.probes import knn, linear
 from ssl_jax.processes import host
+from ssl_jax.report import pictures, similarity_picture
+from ssl_jax.runs import workdir
 
 NUMBERS = ("alignment", "uniformity", "alignment_and_uniformity", "tolerance", "effective_rank")
 PROBES = ("knn_top1", "linear_top1")
@@ -118,15 +120,14 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict:
         line = linear.probe_at(*found[0], *found[1], o.classes, config.c)
         numbers["linear_top1"] = line["top1"]
     hardness = similarity.hardness(x, y, config.temperatures)
+    picture = None
     if jax.process_index() == 0:
-        from ssl_jax.report import similarity_picture
-
-        o.folder.mkdir(parents=True, exist_ok=True)
         title = f"{saved.method.name} on {o.dataset}, {o.restored.step:,} steps"
-        picture = o.folder / "analyze.png"
-        similarity_picture.draw(
-            picture, histograms, np.asarray(spectrum["singular_values"]), hardness, title
+        values = np.asarray(spectrum["singular_values"])
+        picture = pictures.png(
+            lambda file: similarity_picture.draw(file, histograms, values, hardness, title)
         )
+    workdir.write_file(o.folder / "analyze.png", picture, pictures.AGAIN)
     return {
         **numbers,
         "features": config.features,

@@ -15,7 +15,7 @@ from ssl_jax.evaluate.dense import probe as dense
 from ssl_jax.evaluate.dense import scores as dense_scores
 from ssl_jax.evaluate.features import encoder
 from ssl_jax.processes import host
-from ssl_jax.report import dense_pictures
+from ssl_jax.report import dense_pictures, pictures
 from ssl_jax.runs import workdir
 
 TASKS = ("segment", "depth", "both")
@@ -124,16 +124,19 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict[str, Any]:
         table[name], *_ = probe(train, test, o, config)
     table["constant"] = scores(*constant, config.task)
 
+    picture = None
     if jax.process_index() == 0:
-        o.folder.mkdir(parents=True, exist_ok=True)
-        dense_pictures.sheet(
-            o.folder / "dense.png",
-            judge.read(o.judge.rows[shown])["image"],
-            drawn.get("masks"),
-            drawn.get("depths"),
-            scenes.CLASSES,
-            title(o, table["learned"]),
+        picture = pictures.png(
+            lambda file: dense_pictures.sheet(
+                file,
+                judge.read(o.judge.rows[shown])["image"],
+                drawn.get("masks"),
+                drawn.get("depths"),
+                scenes.CLASSES,
+                title(o, table["learned"]),
+            )
         )
+    workdir.write_file(o.folder / "dense.png", picture, pictures.AGAIN)
     baselines = {
         f"{key}_{name}": found[key]
         for key in MAIN

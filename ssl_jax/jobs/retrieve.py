@@ -7,8 +7,10 @@ from ml_collections import ConfigDict
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.evaluate import probing
 from ssl_jax.evaluate.features import encoder, representation
-from ssl_jax.evaluate.probes import retrieval
+from ssl_jax.evaluate.probes import neighbours, retrieval
 from ssl_jax.processes import host
+from ssl_jax.report import pictures
+from ssl_jax.runs import workdir
 
 GALLERIES = ("train", "test")
 
@@ -85,8 +87,6 @@ def draw(
     gallery_labels: np.ndarray,
 ) -> None:
     """Writes neighbours.png: queries, and beside each the nearest images of the gallery."""
-    from ssl_jax.report import pictures
-
     # Where there are labels, what has none is neither shown nor found.
     known = gallery_labels >= 0 if judged else np.ones(len(gallery), bool)
     rows = np.flatnonzero(query.labels >= 0) if judged else np.arange(len(query.labels))
@@ -96,22 +96,46 @@ def draw(
     if columns < 1:  # a single image has no neighbour
         return
     near = retrieval.search(gallery, shown, columns, known, o.mesh)
-    if jax.process_index() > 0:
-        return
+    path, picture = o.folder / "neighbours.png", None
+    if jax.process_index() == 0:
+        picture = sheet(o, judged, shown, query_part, rows, gallery_part, gallery_labels, near)
+    workdir.write_file(path, picture, pictures.AGAIN)
+    if picture is not None:
+        print(f"pictures of the neighbours: {path}")
+
+
+def sheet(
+    o: probing.Opened,
+    judged: bool,
+    shown: retrieval.Query,
+    query_part: representation.Part,
+    rows: np.ndarray,
+    gallery_part: representation.Part,
+    gallery_labels: np.ndarray,
+    near: neighbours.Neighbours,
+) -> bytes:
+    """The picture of what was found, as PNG; under each image stands the name of its file."""
     right = gallery_labels[near.index] == shown.labels[:, None] if judged else None
-    images = query_part.source.read(query_part.rows[rows])["image"]
-    flat = gallery_part.source.read(gallery_part.rows[near.index.ravel()])["image"]
+    asked, found = query_part.rows[rows], gallery_part.rows[near.index]
+    images = query_part.source.read(asked)["image"]
+    flat = gallery_part.source.read(found.ravel())["image"]
     names = o.class_names or tuple(map(str, range(o.classes)))
     method = o.restored.saved.config.method.name
-    path = o.folder / "neighbours.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pictures.neighbours_sheet(
-        path,
-        images,
-        flat.reshape(*near.index.shape, *flat.shape[1:]),
-        near.similarity,
-        right,
-        [names[i] if 0 <= i < len(names) else "" for i in shown.labels],
-        title=f"Nearest images: {method} on {o.dataset}",
+    files = None
+    if query_part.source.describe and gallery_part.source.describe:
+        files = [
+            [query_part.source.describe(q), *map(gallery_part.source.describe, several)]
+            for q, several in zip(asked.tolist(), found.tolist(), strict=True)
+        ]
+    return pictures.png(
+        lambda file: pictures.neighbours_sheet(
+            file,
+            images,
+            flat.reshape(*near.index.shape, *flat.shape[1:]),
+            near.similarity,
+            right,
+            [names[i] if 0 <= i < len(names) else "" for i in shown.labels],
+            files,
+            title=f"Nearest images: {method} on {o.dataset}",
+        )
     )
-    print(f"pictures of the neighbours: {path}")

@@ -154,13 +154,14 @@ class Events:
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Adds every numeric value of `metrics` at `step`; strings and None are passed over."""
-        from tensorboardX.proto import event_pb2
-        from tensorboardX.summary import scalar
+        from tensorboardX.proto import event_pb2, summary_pb2
 
         for name, value in metrics.items():
             value = _plain(value)
             if isinstance(value, (int, float)):
-                summary = scalar(name, value)
+                # `tensorboardX.summary.scalar` would write a line to stderr for every NaN.
+                point = summary_pb2.Summary.Value(tag=name, simple_value=float(value))
+                summary = summary_pb2.Summary(value=[point])
                 self._add(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
 
     def _add(self, event) -> None:

@@ -12,6 +12,7 @@ A chart is {'title', 'unit', 'series', 'lines'} and, where true, 'zero', 'log', 
     area    what is below the curve is filled
     double  it is twice as wide as others
     legend  it has one even if all its curves have one colour
+    said    what it shows, in a sentence
 """
 
 import math
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssl_jax.evaluate.health import collapse
+from ssl_jax.report import glossary
 from ssl_jax.report.contents import Run
 from ssl_jax.runs import config as configs
 from ssl_jax.runs.commands import flat
@@ -109,7 +111,8 @@ def spectrum(spectra: Mapping[str, np.ndarray]) -> dict[str, Any]:
         x = np.arange(1, len(share) + 1)
         label = f"{name}: effective rank {rank:.3g}"
         series.append({"name": label, "color": color, **_points(x, share)})
-    return chart("Singular values of the features / largest", series, unit="dimension", log=True)
+    title = "Singular values of the features / largest"
+    return chart(title, series, unit="dimension", log=True, said=glossary.SPECTRUM)
 
 
 def usage(counts: np.ndarray) -> dict[str, Any]:
@@ -130,9 +133,9 @@ def chart(
     series: Iterable[Mapping[str, Any]],
     lines: Iterable[Mapping[str, Any]] = (),
     unit: str = "step",
-    **more: bool,
+    **more: Any,
 ) -> dict[str, Any]:
-    """A chart; `unit` is what x counts, `more` are zero, log and area."""
+    """A chart; `unit` is what x counts, `more` are the fields that not every chart has."""
     return {"title": title, "unit": unit, "series": list(series), "lines": list(lines), **more}
 
 
@@ -225,12 +228,15 @@ def _accuracy(runs, keys):
                     line = {"name": f"{shown}, {probe}", "value": 100 * value, "alarm": False}
                     lines.append(line | {"color": keys.index(key)})
     title = "Accuracy (%)" if len(runs) == 1 else f"{readable(keys[0])} (%)"
-    return chart(title, series, lines)
+    known = [key for key in keys if key in glossary.OF_METRICS]
+    said = " ".join(f"{readable(key)}: {glossary.OF_METRICS[key]}" for key in known)
+    return chart(title, series, lines, said=said)
 
 
 def _metric(runs, key, panel):
     series = _curves(runs, key, panel, readable(key), 0)
-    return chart(panel.title, series, _thresholds(runs, key), zero=panel.zero)
+    said = glossary.OF_METRICS.get(key, "")
+    return chart(panel.title, series, _thresholds(runs, key), zero=panel.zero, said=said)
 
 
 def _curves(runs, key, panel, name, color):

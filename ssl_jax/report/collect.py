@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from ssl_jax import augment, models
 from ssl_jax.contract import method as protocol
 from ssl_jax.contract.method import Context, Method
+from ssl_jax.contract.source import Source
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate import probing
 from ssl_jax.evaluate.features import encoder
@@ -184,7 +185,8 @@ def draw(
         views: `views_of` the `sample`, if they are known already.
     """
     weights = jax.tree.map(np.asarray, weights)
-    images = sample(seen.learn.source)
+    shown = sample(seen.learn.source)
+    images = images_of(seen.learn.source, shown)
     finite = np.isfinite(seen.features).all() and np.isfinite(seen.bank).all()
     rows = rows_shown(len(seen.features))
     points = near = None
@@ -196,8 +198,10 @@ def draw(
             **principal(seen.features[rows]),
             "before training (t-SNE)": places["untrained"],
         }
-        thumbnails = seen.shown.source.read(seen.shown.rows[rows])["image"]
-        points = Points(places, thumbnails, seen.labels[rows])
+        source, picked = seen.shown.source, seen.shown.rows[rows]
+        points = Points(
+            places, images_of(source, picked), seen.labels[rows], called(source, picked)
+        )
         near = neighbours(seen)
     confusion = None
     if seen.predicted is not None:
@@ -207,17 +211,22 @@ def draw(
     used = {}
     if weights.prototypes is not None and finite:
         used = prototypes.usage(config, weights.prototypes, seen.features)
-    return Pictures(
+    found = Pictures(
         names=seen.names,
-        views=views_of(config, images) if views is None else views,
-        originals=images,
         points=points,
         neighbours=near,
         confusion=confusion,
         spectra={k: v for k, v in seen.spectra.items() if np.isfinite(v).all()},
+        prototypes=used,
+        files=called(seen.learn.source, shown),
+    )
+    if images is None:
+        return found
+    return found._replace(
+        views=views_of(config, images) if views is None else views,
+        originals=images,
         reconstructions=reconstructions.draw(config, weights.mae, images) if weights.mae else {},
         attention=attention.draw(config, weights.encoder, images) if finite else None,
-        prototypes=used,
     )
 
 
@@ -226,10 +235,20 @@ def names_of(class_names: tuple[str, ...], classes: int) -> tuple[str, ...]:
     return tuple(class_names) or tuple(str(i) for i in range(classes))
 
 
-def sample(source) -> np.ndarray:
-    """SAMPLE images spread evenly over a source, uint8 [n, H, W, C]."""
-    rows = np.linspace(0, source.examples - 1, SAMPLE).astype(np.int64)
-    return source.read(rows)["image"]
+def sample(source: Source) -> np.ndarray:
+    """SAMPLE rows spread evenly over a source, int [n]."""
+    return np.linspace(0, source.examples - 1, SAMPLE).astype(np.int64)
+
+
+def images_of(source: Source, rows: np.ndarray) -> np.ndarray | None:
+    """The pictures of some rows, uint8 [n, H, W, C]; None of a source of something else."""
+    return source.read(rows)["image"] if "image" in source.fields else None
+
+
+def called(source: Source, rows: np.ndarray) -> tuple[str, ...]:
+    """What some rows are called: the paths of their files, or 'row 12' where they have none."""
+    describe = source.describe or (lambda row: f"row {row}")
+    return tuple(describe(int(row)) for row in rows)
 
 
 def views_of(config: ConfigDict, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -351,7 +370,7 @@ def neighbours(seen: Seen) -> Neighbours | None:
         picked = classes[np.linspace(0, len(classes) - 1, min(len(classes), QUERIES)).astype(int)]
         rows = np.array([np.flatnonzero(seen.labels == c)[0] for c in picked])
     found, cosines = nearest(seen.features[rows], seen.bank, NEAREST + 1)
-    images, labels, scores = [], [], []
+    images, labels, scores, files = [], [], [], []
     for row, near, cosine in zip(rows, found, cosines, strict=True):
         # Where the images shown are those of the bank, the nearest is the query itself.
         itself = seen.shown.source is seen.learn.source
@@ -360,12 +379,19 @@ def neighbours(seen: Seen) -> Neighbours | None:
         if not len(near):
             return None
         read = seen.learn.source.read(seen.learn.rows[near])
-        images.append(read["image"])
+        images.append(read.get("image"))
         labels.append(read["label"] if seen.names else np.full(len(near), -1))
         scores.append(cosine)
-    queries = seen.shown.source.read(seen.shown.rows[rows])["image"]
+        files.append(called(seen.learn.source, seen.learn.rows[near]))
+    asked = seen.shown.rows[rows]
     return Neighbours(
-        queries, seen.labels[rows], np.stack(images), np.stack(labels), np.stack(scores)
+        queries=images_of(seen.shown.source, asked),
+        query_labels=seen.labels[rows],
+        images=None if images[0] is None else np.stack(images),
+        labels=np.stack(labels),
+        cosines=np.stack(scores),
+        query_files=called(seen.shown.source, asked),
+        files=tuple(files),
     )
 
 

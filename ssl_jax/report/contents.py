@@ -7,35 +7,41 @@ import numpy as np
 
 
 class Points(NamedTuple):
-    """Images on a plane.
+    """Examples on a plane.
 
     Attributes:
       places: name of the projection -> float [n, 2] in [-1, 1]; the first is shown.
-      images: uint8 [n, h, w, C].
+      images: uint8 [n, h, w, C]; None of examples that are no images.
       labels: int [n], -1: none.
+      files: n names, of `collect.called`; empty: unknown.
     """
 
     places: Mapping[str, np.ndarray]
-    images: np.ndarray
+    images: np.ndarray | None
     labels: np.ndarray
+    files: tuple[str, ...] = ()
 
 
 class Neighbours(NamedTuple):
-    """Images and those most like them.
+    """Examples and those most like them.
 
     Attributes:
-      queries: uint8 [q, h, w, C].
+      queries: uint8 [q, h, w, C]; None of examples that are no images.
       query_labels: int [q], -1: none.
-      images: uint8 [q, k, h, w, C], the nearest first.
+      images: uint8 [q, k, h, w, C], the nearest first; None as `queries`.
       labels: int [q, k], -1: none.
       cosines: float [q, k].
+      query_files: q names, of `collect.called`; empty: unknown.
+      files: k names for each query, likewise.
     """
 
-    queries: np.ndarray
+    queries: np.ndarray | None
     query_labels: np.ndarray
-    images: np.ndarray
+    images: np.ndarray | None
     labels: np.ndarray
     cosines: np.ndarray
+    query_files: tuple[str, ...] = ()
+    files: tuple[tuple[str, ...], ...] = ()
 
 
 class Attention(NamedTuple):
@@ -64,6 +70,7 @@ class Pictures(NamedTuple):
       reconstructions: title of the column -> uint8 [n, s, s, C] (MAE).
       attention: of a ViT's last block.
       prototypes: name of the head -> int [K], images that are given to each prototype.
+      files: names of the originals, of `collect.called`; empty: unknown.
     """
 
     names: tuple[str, ...] = ()
@@ -76,6 +83,7 @@ class Pictures(NamedTuple):
     reconstructions: Mapping[str, np.ndarray] = {}
     attention: Attention | None = None
     prototypes: Mapping[str, np.ndarray] = {}
+    files: tuple[str, ...] = ()
 
 
 class Run(NamedTuple):

@@ -39,6 +39,11 @@ def note(words: str) -> str:
     return f'<p class="note">{text(words)}</p>'
 
 
+def hint(words: str) -> str:
+    """A sentence that explains a term, in small letters; '' of ''."""
+    return f'<p class="hint">{text(words)}</p>' if words else ""
+
+
 def state(kind: str, words: str) -> str:
     """The line that says whether there is a collapse; kind is 'alarm', 'fine' or 'unknown'."""
     icon = {"alarm": "!", "fine": "✓", "unknown": "?"}[kind]
@@ -46,9 +51,12 @@ def state(kind: str, words: str) -> str:
     return f'<p class="state {kind}"{role}><b>{icon}</b><span>{text(words)}</span></p>'
 
 
-def facts(pairs: Iterable[tuple[str, Any]]) -> str:
-    """Names and values."""
-    rows = "".join(f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in pairs)
+def facts(pairs: Iterable[tuple[str, Any]], meanings: Mapping[str, str] = {}) -> str:
+    """Names and values; `meanings` of some of the names stand below them."""
+    rows = "".join(
+        f"<div><dt>{text(k)}{hint(meanings.get(k, ''))}</dt><dd>{text(v)}</dd></div>"
+        for k, v in pairs
+    )
     return f"<dl>{rows}</dl>" if rows else ""
 
 
@@ -62,6 +70,12 @@ def mark(number: int) -> str:
     dash = number // COLORS % DASHES
     kind = f' class="dash{dash}"' if dash else ""
     return f'<i{kind} style="--k:var(--l{number % COLORS})"></i>'
+
+
+def short(file: str, most: int = 11) -> str:
+    """The end of a path, which tells it from others: 'n01440764_10026.JPEG' -> '…10026.JPEG'."""
+    name = file.rsplit("/", 1)[-1]
+    return name if len(name) <= most else "…" + name[1 - most :]
 
 
 def class_color(i: int, classes: int) -> str:
@@ -78,7 +92,7 @@ def chart(drawn: Mapping[str, Any], name: str, data: dict[str, Any], kind: str =
       data: for page.js; the chart is added to it.
       kind: 'double' for one of twice the width.
     """
-    data["charts"][name] = drawn
+    data["charts"][name] = {key: value for key, value in drawn.items() if key != "said"}
     legend = ""
     if drawn.get("legend") or len({s["color"] for s in drawn["series"]}) > 1:
         # Seeds that are drawn weakly have the colour of their mean, which names them.
@@ -86,23 +100,33 @@ def chart(drawn: Mapping[str, Any], name: str, data: dict[str, Any], kind: str =
         legend = "".join(f"<li>{mark(s['color'])}{text(s['name'])}</li>" for s in named)
     return (
         f'<figure class="card chart {kind}"><figcaption>{text(drawn["title"])}</figcaption>'
+        f"{hint(drawn.get('said', ''))}"
         f'<div data-chart="{text(name)}"></div>'
         + (f'<ul class="legend">{legend}</ul>' if legend else "")
         + "</figure>"
     )
 
 
-def picture(image: np.ndarray, said: str, kind: str = "", caption: str = "") -> str:
-    """A small picture.
+def picture(
+    image: np.ndarray | None, said: str, kind: str = "", caption: str = "", file: str = ""
+) -> str:
+    """A small picture, or words in its place.
 
     Args:
-      image: uint8 [h, w, C].
+      image: uint8 [h, w, C]; None of what is no image: its `file` stands there.
       said: what it is, for screen readers and on hover.
       kind: 'query', 'same', 'other' or ''.
       caption: below it.
+      file: what the example is called; on hover.
     """
-    size = "smooth" if image.shape[0] >= SMOOTH else "sharp"
     below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
+    said = ", ".join(filter(None, (said, file)))
+    if image is None:
+        return (
+            f'<figure class="tile {kind}" title="{text(said)}"><div class="words">{text(file)}'
+            f"</div>{below}</figure>"
+        )
+    size = "smooth" if image.shape[0] >= SMOOTH else "sharp"
     return (
         f'<figure class="tile {kind}" title="{text(said)}"><img class="{size}" alt="{text(said)}" '
         f'src="{data_uris.data_uri(image)}">{below}</figure>'

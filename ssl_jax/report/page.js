@@ -239,7 +239,7 @@
 
   // ---- features on a plane ----
   const plane = (root, spec) => {
-    const sheet = root.querySelector("img").src;
+    const sheet = root.querySelector("img"); // thumbnails, of examples that are images
     const count = spec.labels.length;
     const classes = spec.names.length;
     const shade = (k) => (k < 0 ? "var(--faint)" : classes <= 10 ? `var(--c${k})` : `hsl(${Math.floor((360 * k) / classes)} 60% 50%)`);
@@ -278,16 +278,29 @@
       on = best;
       dots[on].classList.add("on");
       tip.replaceChildren();
-      const thumb = html("div", tip);
-      thumb.className = "thumb sharp";
-      thumb.style.backgroundImage = `url("${sheet}")`;
-      thumb.style.backgroundSize = `${spec.columns * 96}px ${spec.rows * 96}px`;
-      thumb.style.backgroundPosition = `${-(on % spec.columns) * 96}px ${-Math.floor(on / spec.columns) * 96}px`;
+      if (sheet) {
+        const thumb = html("div", tip);
+        thumb.className = "thumb sharp";
+        thumb.style.backgroundImage = `url("${sheet.src}")`;
+        thumb.style.backgroundSize = `${spec.columns * 96}px ${spec.rows * 96}px`;
+        thumb.style.backgroundPosition = `${-(on % spec.columns) * 96}px ${-Math.floor(on / spec.columns) * 96}px`;
+      }
       if (spec.labels[on] >= 0) html("b", tip, spec.names[spec.labels[on]]);
+      if (spec.files.length) html("div", tip, spec.files[on]);
       place(event);
     });
   };
   for (const root of all("[data-plane]")) plane(root, data.planes[root.dataset.plane]);
+
+  // What a picture is, for a finger; a mouse is told by its title.
+  for (const tile of all(".tile[title]")) {
+    tile.addEventListener("pointerdown", (event) => {
+      if (event.pointerType !== "touch") return;
+      tip.replaceChildren();
+      html("div", tip, tile.title);
+      place(event);
+    });
+  }
 
   // ---- buttons ----
   const tabs = all("[data-tab]");

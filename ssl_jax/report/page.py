@@ -12,16 +12,12 @@ from typing import Any
 
 import jax
 
-from ssl_jax.report import charts, compare, sections, sheets
+from ssl_jax.report import charts, compare, glossary, sections, sheets, worth
 from ssl_jax.report.contents import Pictures, Run
 from ssl_jax.report.markup import chart, embedded, mark, note, section, state, table, text
 from ssl_jax.runs import commands, workdir
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-ONLINE = (
-    "The online linear probe has one fixed regularisation (monitor.linear); that of the result is "
-    "chosen on a hold-out of train."
-)
 FEW = 20  # rows of a table that is open at first
 
 
@@ -36,7 +32,7 @@ def write(file: pathlib.Path, runs: Sequence[Run]) -> None:
     html = render(runs) if jax.process_index() == 0 else None
     names = ",".join(run.folder for run in runs)
     then = f"{commands.program()} --config report --config.runs={shlex.quote(names)} writes it"
-    workdir.write_text(file, html, then)
+    workdir.write_file(file, html, then)
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -91,7 +87,8 @@ def of_run(run: Run, number: int, data: dict[str, Any], alone: bool) -> str:
       alone: its curves are here, not among those of other runs.
     """
     p, name = run.pictures or Pictures(), f"run{number}"
-    parts = [sections.top(run), sections.alarm(run), *map(note, run.notes), sections.result(run)]
+    notes = [*filter(None, [worth.warning(run.result or {})]), *run.notes]
+    parts = [sections.top(run), sections.alarm(run), *map(note, notes), sections.result(run)]
     drawn = charts.of_runs([run]) if alone else {}
     if p.spectra:
         beside = "collapse" if alone else "spectrum"
@@ -101,7 +98,7 @@ def of_run(run: Run, number: int, data: dict[str, Any], alone: bool) -> str:
         parts.append(sheets.neighbours(p.neighbours, p.names))
     if p.originals is not None:
         alike = sheets.alike(p.views).items()
-        parts += [sheets.views(p.originals, p.views[view], title) for view, title in alike]
+        parts += [sheets.views(p.originals, p.views[view], title, p.files) for view, title in alike]
     if p.reconstructions:
         normalised = run.config["method"].get("normalise_pixels", False)
         parts.append(sheets.reconstructions(p.reconstructions, normalised))
@@ -150,13 +147,15 @@ def of_runs(runs: Sequence[Run], data: dict[str, Any]) -> str:
 
 
 def alarms(runs: Sequence[Run]) -> str:
-    """Every alarm of a collapse, and the runs in which none was looked for."""
+    """Alarms of a collapse, runs in which none was looked for, and those that did not pay."""
     found = [(run.name, *sections.collapsed(run)) for run in runs]
-    said = [state("alarm", f"{name}: {words}") for name, kind, words in found if kind == "alarm"]
+    said = [state("alarm", f"{name}: {line}") for name, kind, line in found if kind == "alarm"]
     unknown = [name for name, kind, _ in found if kind == "unknown"]
     if unknown:
         said.append(state("unknown", f"Collapse is not measured yet in {', '.join(unknown)}"))
-    return "".join(said) or state("fine", "No alarm of a collapse in any of them")
+    poor = {run.name: worth.warning(run.result or {}) for run in runs}
+    notes = "".join(note(f"{name}: {line}") for name, line in poor.items() if line)
+    return ("".join(said) or state("fine", "No alarm of a collapse in any of them")) + notes
 
 
 def fields(runs: Sequence[Run], head: str) -> str:
@@ -208,7 +207,7 @@ def curves(
         )
         alone = " wide" if len(drawn) == 1 else ""
         online = any("linear_top1" in record for run in runs for record in run.records)
-        said = ONLINE if online and group == "training" else ""
+        said = glossary.ONLINE if online and group == "training" else ""
         inside = f'<div class="charts{alone}">{inside}</div>'
         parts.append(section(charts.GROUPS[group], inside, said))
     return "".join(parts)

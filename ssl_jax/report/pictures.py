@@ -7,12 +7,14 @@ embeddings the name of a class also stands in its middle.
 """
 
 import contextlib
+import io
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+AGAIN = "the same command draws it when it can be written"
 INK, FAINT, GRID = "#22252b", "#7a808a", "#e4e6ea"
 RIGHT, WRONG = "#228833", "#CC3311"
 LINES = ("#4477AA", "#EE6677", "#228833", "#AA3377", "#66CCEE", "#CCBB44")
@@ -113,6 +115,7 @@ def neighbours_sheet(
     similarity: np.ndarray,
     right: np.ndarray | None,
     names: Sequence[str],
+    files: Sequence[Sequence[str]] | None = None,
     title: str = "Nearest images",
 ) -> None:
     """Queries on the left, and next to each its nearest images, the nearest first.
@@ -127,24 +130,30 @@ def neighbours_sheet(
       similarity: float [n, k], cosine; stands below each.
       right: bool [n, k], whether it is of the query's class; None without labels.
       names: n class names of the queries, '' for none.
+      files: n rows of 1 + k names, of the query's file and of its neighbours'; stand below each,
+        shortened from the left. None: there are none.
       title: above all.
     """
     n, k = found.shape[:2]
-    side = 0.92
-    with canvas(path, side * (k + 1) + 0.5, 0.75 + (side + 0.18) * n, title, pad=0.04) as figure:
+    side, below = 0.92, 0.18 + 0.1 * (files is not None)
+    with canvas(path, side * (k + 1) + 0.5, 0.75 + (side + below) * n, title, pad=0.04) as figure:
         # A narrow empty column sets the query apart.
         grid = figure.add_gridspec(n, k + 2, width_ratios=[1, 0.12] + [1] * k)
         for row in range(n):
             ax = figure.add_subplot(grid[row, 0])
             _picture(ax, images[row])
             name = names[row] if len(names[row]) <= 15 else names[row][:14] + "…"
-            ax.set_xlabel(name, fontsize=8, color=INK, labelpad=2)
+            ax.set_xlabel(name, fontsize=8, color=INK, labelpad=2, parse_math=False)
+            if files is not None:
+                _file(ax, files[row][0])
             if row == 0:
                 ax.set_title("query", loc="center", fontsize=9, color=FAINT, pad=4)
             for column in range(k):
                 ax = figure.add_subplot(grid[row, column + 2])
                 _picture(ax, found[row, column])
                 ax.set_xlabel(f"{similarity[row, column]:.3f}", fontsize=7, color=FAINT, labelpad=2)
+                if files is not None:
+                    _file(ax, files[row][column + 1])
                 if right is not None:
                     _mark(ax, right[row, column])
                 if row == 0:
@@ -218,8 +227,8 @@ def summary(
     labels: np.ndarray | None,
     classes: int | Sequence[str],
     records: Sequence[Mapping[str, Any]],
-    images: np.ndarray,
-    views: np.ndarray,
+    images: np.ndarray | None,
+    views: np.ndarray | None,
     mean: Sequence[float],
     std: Sequence[float],
     title: str = "",
@@ -234,15 +243,18 @@ def summary(
       labels, classes: as for `embedding`.
       records: as for `curves`.
       images, views, mean, std: as for `views_sheet`; as many rows as fit (six) are drawn.
+        None of examples that are no images: there are none to draw.
       title: above all.
       captions: of the two embeddings.
       panels: two (or one) of `curves`; those without a record are left out.
     """
     panels = [p for p in panels if any(key in record for record in records for key in p.keys)]
-    rows, columns = min(len(views), 6), min(views.shape[1], 3)
-    with canvas(path, 13.2, 4.35 + 0.35 * bool(title), title) as figure:
-        left, middle, right = figure.subfigures(1, 3, width_ratios=[2.85, 7.65, 2.7])
-        _sheet(left, images[:rows], views[:rows, :columns], mean, std)
+    widths = [7.65, 2.7] if views is None else [2.85, 7.65, 2.7]
+    with canvas(path, sum(widths), 4.35 + 0.35 * bool(title), title) as figure:
+        *left, middle, right = figure.subfigures(1, len(widths), width_ratios=widths)
+        if views is not None:
+            rows, columns = min(len(views), 6), min(views.shape[1], 3)
+            _sheet(left[0], images[:rows], views[:rows, :columns], mean, std)
         for index, (places, caption) in enumerate(zip((untrained, learned), captions, strict=True)):
             ax = middle.add_subplot(1, 2, index + 1)
             _scatter(ax, places, labels, classes, caption)
@@ -283,12 +295,23 @@ def project(features: np.ndarray, seed: int = 0) -> np.ndarray:
     return (x / np.maximum(np.abs(x).max(0), 1e-12)).astype(np.float32)
 
 
+def png(draw: Callable[[BinaryIO], None]) -> bytes:
+    """A picture in memory, to be written when the disk takes it (`workdir.write_file`).
+
+    Args:
+      draw: one of the functions of this module, given all but its `path`.
+    """
+    file = io.BytesIO()
+    draw(file)
+    return file.getvalue()
+
+
 @contextlib.contextmanager
 def canvas(path, width, height, title="", pad=0.06):
     """A figure of the house style, saved to `path` at the end; a context manager.
 
     Args:
-      path: PNG to write.
+      path: PNG to write, or a file open for it.
       width, height: inches.
       title: above all.
       pad: inches around each panel.
@@ -314,7 +337,9 @@ def canvas(path, width, height, title="", pad=0.06):
         figure = Figure((width, height), layout="constrained")
         figure.get_layout_engine().set(w_pad=pad, h_pad=pad)
         if title:
-            figure.suptitle(title, fontsize=12.5, fontweight="bold", x=0.01, ha="left")
+            figure.suptitle(
+                title, fontsize=12.5, fontweight="bold", x=0.01, ha="left", parse_math=False
+            )
         yield figure
         figure.savefig(path, dpi=160, format="png")
 
@@ -384,6 +409,7 @@ def _name_classes(ax, xy, label, names, colors):
             taken = np.vstack([taken, place])
             ax.annotate(
                 name, place, ha="center", va="center", fontsize=9, fontweight="bold",
+                parse_math=False,
                 bbox={
                     "boxstyle": "round,pad=0.25,rounding_size=0.5",
                     "fc": "white", "ec": colors[i], "lw": 1.6, "alpha": 0.92,
@@ -417,6 +443,15 @@ def _picture(ax, image):
     ax.grid(False)
     ax.spines[:].set_visible(True)
     ax.spines[:].set_color(GRID)
+
+
+def _file(ax, name, most=18):
+    """The name of a file below an image, under what stands there; its end tells it from others."""
+    shown = name if len(name) <= most else "…" + name[1 - most :]
+    ax.annotate(
+        shown, (0.5, 0), xycoords="axes fraction", ha="center", va="top", fontsize=5, color=FAINT,
+        xytext=(0, -13), textcoords="offset points", parse_math=False,
+    )  # fmt: skip
 
 
 def _mark(ax, right):

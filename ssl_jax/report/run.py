@@ -15,7 +15,7 @@ from ssl_jax.evaluate.features import representation
 from ssl_jax.evaluate.features.representation import MONITORS, Judged
 from ssl_jax.evaluate.health import collapse
 from ssl_jax.logs import console, metrics
-from ssl_jax.report import collect, page, pictures
+from ssl_jax.report import collect, page, pictures, worth
 from ssl_jax.runs import commands
 from ssl_jax.train.experiment import Experiment
 from ssl_jax.train.state import TrainState
@@ -56,8 +56,8 @@ def draw(e: Experiment, judged: Mapping[str, Judged], folder: pathlib.Path) -> D
     panels = (pictures.PANELS[0], accuracy, *pictures.PANELS[2:])
     pictures.curves(into / "curves.png", records, panels, title)
 
-    sample = collect.sample(e.train)
-    views = collect.views_of(e.config, sample)
+    sample = collect.images_of(e.train, collect.sample(e.train))
+    views = {} if sample is None else collect.views_of(e.config, sample)
     plain = {"mean": (0.0,), "std": (1.0,)}  # normalisation is undone already
     for name, drawn in views.items():
         file = "views.png" if len(views) == 1 else f"views_{name}.png"
@@ -77,7 +77,7 @@ def draw(e: Experiment, judged: Mapping[str, Judged], folder: pathlib.Path) -> D
         names,
         records,
         sample,
-        next(iter(views.values())) / 255,
+        next(iter(views.values())) / 255 if views else None,
         **plain,
         title=title,
         panels=panels[:2],
@@ -208,6 +208,8 @@ def text(result: Mapping[str, Any], folder: pathlib.Path) -> str:
         )
     if c["alarm"]:
         lines.append(f"ALARM: {c['alarm']}")
+    if warning := worth.warning(result):
+        lines.append(warning)
     speed = result["images_per_second"]
     lines += [
         "",

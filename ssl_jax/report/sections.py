@@ -7,11 +7,18 @@ from typing import Any
 
 from ssl_jax.evaluate.health import collapse
 from ssl_jax.logs import console
+from ssl_jax.report import glossary
 from ssl_jax.report.contents import Run
-from ssl_jax.report.markup import facts, note, section, state, text
+from ssl_jax.report.markup import facts, hint, note, section, state, text
 from ssl_jax.runs.commands import flat, program
 
 PROBES = (("knn_top1", "kNN"), ("linear_top1", "Linear probe"))
+MEANINGS = {
+    "effective rank": glossary.OF_METRICS["effective_rank"],
+    "std of the features": glossary.OF_METRICS["feature_std_ratio"],
+    "std of the embeddings": glossary.OF_METRICS["embedding_std"],
+    "directions of the embeddings": glossary.OF_METRICS["embedding_rank"],
+}
 BASELINES = (("pixels", "raw pixels"), ("untrained", "untrained encoder"))
 
 
@@ -34,15 +41,15 @@ def top(run: Run) -> str:
 
 def alarm(run: Run) -> str:
     """Whether the representation has collapsed, and alarms that have passed."""
-    kind, words = collapsed(run)
+    kind, said = collapsed(run)
     earlier = [r for r in run.records if r.get("alarm")]
     if kind == "alarm" or not earlier:
-        return state(kind, words)
+        return state(kind, said)
     first, last = earlier[0], earlier[-1]
     where = f"once on the way, at step {first['step']:,}"
     if len(earlier) > 1:
         where = f"{len(earlier)} times on the way, from step {first['step']:,} to {last['step']:,}"
-    return state(kind, words) + note(f"The alarm was raised {where}: {last['alarm']}.")
+    return state(kind, said) + note(f"The alarm was raised {where}: {last['alarm']}.")
 
 
 def collapsed(run: Run) -> tuple[str, str]:
@@ -71,13 +78,15 @@ def result(run: Run) -> str:
     """Accuracies against the baselines, and what else result.json says."""
     r = run.result or {}
     cards = "".join(score(r, key, title) for key, title in PROBES)
+    compared = bool(cards)
     if r and not cards:
         cards = '<div class="card"><h3>Accuracy</h3><p>No labels, so no accuracies.</p></div>'
-    measured = facts(measures(run))
+    measured = facts(measures(run), MEANINGS)
     if measured:
         title = "Monitors and speed" if r else "So far"
         cards += f'<div class="card"><h3>{title}</h3>{measured}</div>'
     said = f"Judged on {r['judged_on']}." if r.get("judged_on") and "No labels" not in cards else ""
+    said = f"{said} {glossary.BASELINES}" if compared else said
     return section("Result", f'<div class="scores">{cards}</div>', said) if cards else ""
 
 
@@ -96,7 +105,7 @@ def score(r: dict[str, Any], key: str, title: str) -> str:
     )
     return (
         f'<div class="card score"><h3>{title}</h3><p class="big">{100 * r[key]:.1f}'
-        f'<small> %</small></p><ul class="bars">{bars}</ul></div>'
+        f'<small> %</small></p>{hint(glossary.OF_METRICS[key])}<ul class="bars">{bars}</ul></div>'
     )
 
 

@@ -5,16 +5,27 @@ from typing import Any
 
 import numpy as np
 
-from ssl_jax.report import charts, data_uris, prototypes
+from ssl_jax.report import charts, data_uris, glossary, prototypes
 from ssl_jax.report.contents import Attention, Neighbours, Pictures, Points
-from ssl_jax.report.markup import chart, class_color, picture, section, strips, table, text
+from ssl_jax.report.markup import (
+    chart,
+    class_color,
+    hint,
+    picture,
+    section,
+    short,
+    strips,
+    table,
+    text,
+)
 
 # Of `collect.views_of`, where they are not views by a policy alone.
 VIEWS = {
     "shuffled tiles": "puzzles as the network gets them: every tile of mean 0 and deviation 1",
     "four rotations": "one view in its four rotations",
 }
-MANY = 20  # classes; more are not named on the plane, and their confusions are a picture
+MANY = 20  # classes; the confusions of more take the whole width
+MOST = 200  # classes; more are not named beside the plane, and their confusions are a picture
 
 
 def features(pictures: Pictures, name: str, data: dict[str, Any]) -> str:
@@ -28,42 +39,46 @@ def features(pictures: Pictures, name: str, data: dict[str, Any]) -> str:
     said, cards = [], ""
     if pictures.points is not None:
         count = len(pictures.points.labels)
-        said.append(f"{count:,} images; point at one to see it.")
+        kind = "examples" if pictures.points.images is None else "images"
+        said.append(f"{count:,} {kind}; point at one to see it.")
         if (pictures.points.labels >= 0).any():
             said.append("Colours are labels, which training never saw.")
-        if any(k.startswith("PCA") for k in pictures.points.places):
-            said.append("PCA has one scale for both axes; beside it their shares of the variance.")
         cards += plane(pictures.points, pictures.names, name, data)
     if pictures.confusion is not None and pictures.confusion.sum():
         counts = pictures.confusion
         right = 100 * counts.trace() / counts.sum()
-        said.append(f"Of the confusions, rows are true classes; {right:.1f} % are right.")
-        inside = confusion(counts, pictures.names)
+        words = hint(
+            f"A row is a true class, a column what kNN takes it for; {right:.1f} % are right."
+        )
+        inside = words + confusion(counts, pictures.names)
         cards += f'<div class="card"><h3>Confusions of kNN</h3>{inside}</div>'
     if not cards:
         return ""
     both = pictures.points is not None and pictures.confusion is not None
-    return section(
-        "Features", f'<div class="{"side" if both else ""}">{cards}</div>', " ".join(said)
-    )
+    beside = "side" if both and len(pictures.names) <= MANY else "below"
+    return section("Features", f'<div class="{beside}">{cards}</div>', " ".join(said))
 
 
 def plane(points: Points, names: Sequence[str], name: str, data: dict[str, Any]) -> str:
     """The features on a plane, with thumbnails in one picture."""
-    sheet, columns = data_uris.sprite(points.images)
+    count, sheet, sprite = len(points.labels), "", {}
+    if points.images is not None:
+        uri, columns = data_uris.sprite(points.images)
+        sheet = f'<img hidden alt="" src="{uri}">'
+        sprite = {"columns": columns, "rows": -(-count // columns)}
     data["planes"][name] = {
         "places": {k: np.round(v, 3).T.tolist() for k, v in points.places.items()},
         "labels": points.labels.tolist(),
         "names": list(names),
-        "columns": columns,
-        "rows": -(-len(points.labels) // columns),
+        "files": list(points.files),
+        **sprite,
     }
     choices = "".join(
         f'<button type="button" data-place="{text(k)}" aria-pressed="false">{text(k)}</button>'
         for k in points.places
     )
     legend = ""
-    if (points.labels >= 0).any() and len(names) <= MANY:
+    if (points.labels >= 0).any() and len(names) <= MOST:
         legend = "".join(
             f'<button type="button" data-class="{i}" aria-pressed="false">'
             f'<i style="--k:{class_color(i, len(names))}"></i>{text(label)}</button>'
@@ -72,7 +87,8 @@ def plane(points: Points, names: Sequence[str], name: str, data: dict[str, Any])
         legend = f'<div class="choice classes">{legend}</div>'
     return (
         f'<div class="card plane" data-plane="{text(name)}"><div class="choice">{choices}</div>'
-        f'<div class="canvas"></div>{legend}<img hidden alt="" src="{sheet}"></div>'
+        f"{hint(glossary.EMBEDDING)}"
+        f'<div class="canvas"></div>{legend}{sheet}</div>'
     )
 
 
@@ -83,18 +99,22 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> str:
       counts: int [c, c], images of class i taken for class j.
       names: of the classes.
     """
-    if len(names) <= MANY:
+    if len(names) <= MOST:
         share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        head = "".join(f"<th scope=col>{text(n)}</th>" for n in names)
+        head = "".join(f'<th scope=col title="{text(n)}"><b>{text(n)}</b></th>' for n in names)
         rows = ""
         for i, name in enumerate(names):
             cells = "".join(
                 f'<td class="{"hit" if i == j else "miss"}" style="--s:{_shade(share[i, j])}">'
-                f"{counts[i, j] or ''}</td>"
+                f"{counts[i, j]}</td>"
+                if counts[i, j] or i == j
+                else "<td></td>"
                 for j in range(len(names))
             )
-            rows += f"<tr><th scope=row>{text(name)}</th>{cells}</tr>"
-        matrix = table("confusion", head, rows)
+            rows += f'<tr><th scope=row title="{text(name)}"><b>{text(name)}</b></th>{cells}</tr>'
+        # Names that are longer than a cell is wide stand upright.
+        kind = "confusion turned" if max(map(len, names)) > 3 else "confusion"
+        matrix = table(kind, head, rows)
     else:
         uri = data_uris.data_uri(data_uris.heat(np.sqrt(counts)), most=1024)
         matrix = f'<img class="matrix" alt="Confusion matrix" src="{uri}">'
@@ -116,13 +136,21 @@ def neighbours(n: Neighbours, names: Sequence[str]) -> str:
     rows = []
     for q, label in enumerate(n.query_labels):
         asked = name_of(label, names)
-        row = [picture(n.queries[q], f"query {asked}", "query", asked)]
-        for image, other, cosine in zip(n.images[q], n.labels[q], n.cosines[q], strict=True):
+        file = n.query_files[q] if n.query_files else ""
+        query = None if n.queries is None else n.queries[q]
+        row = [picture(query, f"query {asked}".strip(), "query", asked or short(file), file)]
+        for i, (other, cosine) in enumerate(zip(n.labels[q], n.cosines[q], strict=True)):
             found = name_of(other, names)
             frame = "" if label < 0 or other < 0 else "same" if label == other else "other"
-            row.append(picture(image, f"{found} cosine {cosine:.3f}".strip(), frame, found))
+            file = n.files[q][i] if n.files else ""
+            image = None if n.images is None else n.images[q][i]
+            shown = f"{found} cosine {cosine:.3f}".strip()
+            row.append(picture(image, shown, frame, found or short(file), file))
         rows.append(row)
-    said = "The first of each row asks; its nearest by the cosine of the features answer."
+    said = (
+        "The first of each row asks; its nearest by the cosine of the features answer. "
+        + glossary.COSINE
+    )
     if (n.query_labels >= 0).any():
         said += " Framed green: of the same class; dashed red: of another."
     return section("Nearest neighbours", strips(rows), said)
@@ -144,18 +172,20 @@ def alike(drawn: Mapping[str, np.ndarray]) -> dict[str, str]:
     return found
 
 
-def views(originals: np.ndarray, drawn: np.ndarray, name: str) -> str:
+def views(originals: np.ndarray, drawn: np.ndarray, name: str, files: Sequence[str] = ()) -> str:
     """A row for each image: the original, then its augmented views.
 
     Args:
       originals: uint8 [n, H, W, C].
       drawn: uint8 [n, v, h, w, C].
       name: of the view, or views: in the config, or of VIEWS.
+      files: n names of the originals; empty: unknown.
     """
-    rows = [
-        [picture(image, "original", "query"), *(picture(v, f"view by {name}") for v in several)]
-        for image, several in zip(originals, drawn, strict=True)
-    ]
+    rows = []
+    for i, (image, several) in enumerate(zip(originals, drawn, strict=True)):
+        file = files[i] if files else ""
+        first = picture(image, "original", "query", short(file), file)
+        rows.append([first, *(picture(v, f"view by {name}", file=file) for v in several)])
     others = VIEWS.get(name, f"its views of {drawn.shape[2]} pixels")
     said = f"The first of each row is the original, the others {others}."
     return section(f"Augmented views: {name}", strips(rows), said)

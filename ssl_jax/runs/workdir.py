@@ -114,8 +114,8 @@ def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
     return content
 
 
-def write_text(file: pathlib.Path, content: str | None, then: str) -> None:
-    """Writes a text whole or not at all, tried again for ten minutes as a result is.
+def write_file(file: pathlib.Path, content: str | bytes | None, then: str) -> None:
+    """Writes a page or a picture whole or not at all, tried again for ten minutes as a result is.
 
     Every process calls it; process 0 writes, the others wait.
 
@@ -130,7 +130,7 @@ def write_text(file: pathlib.Path, content: str | None, then: str) -> None:
 
     def attempt() -> str | None:
         try:
-            _put(file, content)
+            _put(file, "" if content is None else content)
         except OSError as error:
             return error.strerror or str(error)
         return None

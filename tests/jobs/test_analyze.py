@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from kit import tiny_run
 from PIL import Image
 
 from ssl_jax.jobs import analyze as analyze_job
+from ssl_jax.processes import insist
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,10 @@ def test_the_same_views_give_the_same_numbers_on_any_batch(run, tmp_path):
     assert results[0]["uniformity"] == pytest.approx(results[1]["uniformity"], rel=1e-5)
 
 
-def test_without_labels(run, tmp_path):
+def test_without_labels_and_a_picture_that_waits_for_the_disk(run, tmp_path, monkeypatch, capsys):
+    in_the_way = tmp_path / "analyze.png.tmp"
+    in_the_way.mkdir()
+    monkeypatch.setattr(insist, "time", types.SimpleNamespace(sleep=lambda _: in_the_way.rmdir()))
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     rng = np.random.default_rng(0)
@@ -55,6 +60,8 @@ def test_without_labels(run, tmp_path):
         Image.fromarray(rng.integers(0, 255, (28, 28), np.uint8)).save(pictures / f"{i}.png")
     source = f"--config.data.source=folder:{pictures}"
     assert analyze(run, tmp_path, source) == 0
+    assert "analyze.png is not saved (Is a directory)" in capsys.readouterr().err
+    assert (tmp_path / "analyze.png").is_file()
     found = json.loads((tmp_path / "result.json").read_text())
     assert -4.5 < found["uniformity"] <= 0 and found["classes"] == 0
     assert "knn_top1" not in found and "tolerance" not in found

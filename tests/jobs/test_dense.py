@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from kit import tiny_run
 from PIL import Image
 
 from ssl_jax.data.sources import scenes
+from ssl_jax.processes import insist
 
 SMALL = (
     "--config=configs/dense.py",
@@ -109,13 +111,18 @@ def test_memory_or_not_the_numbers_are_the_same(found, runs, tmp_path):
     assert again["rmse_untrained"] == pytest.approx(result["rmse_untrained"], rel=1e-4)
 
 
-def test_a_vit_at_another_size_and_block_on_the_holdout(runs, tmp_path):
+def test_a_vit_at_another_size_and_block_on_the_holdout(runs, tmp_path, monkeypatch, capsys):
+    in_the_way = tmp_path / "dense.png.tmp"
+    in_the_way.mkdir()
+    monkeypatch.setattr(insist, "time", types.SimpleNamespace(sleep=lambda _: in_the_way.rmdir()))
     checkpoint = f"--config.checkpoint={runs / 'vit'}"
     more = ("--config.task=segment", "--config.data.size=32", "--config.stage=1")
     assert job(tmp_path, checkpoint, *more, "--config.split=holdout") == 0
     found = json.loads((tmp_path / "result.json").read_text())
     assert found["maps"]["shape"] == [8, 8, 8] and found["maps"]["size"] == 32
     assert found["judged_on"] == "holdout" and "rmse" not in found and "miou_pixels" in found
+    assert "dense.png is not saved (Is a directory)" in capsys.readouterr().err
+    assert (tmp_path / "dense.png").is_file()
 
 
 @pytest.mark.long

@@ -1,11 +1,14 @@
 """The jobs that train nothing on a checkpoint: knn with its grid, retrieve, cluster."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 from kit import tiny_run
 from PIL import Image
+
+from ssl_jax.processes import insist
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,12 @@ def test_retrieval_finds_what_knn_finds(run, tmp_path):
     assert 0.1 < found["recall_at_2"] < 1 and not (tmp_path / "test" / "neighbours.png").exists()
 
 
-def test_retrieval_without_labels_is_the_picture_alone(run, tmp_path, capsys):
+def test_retrieval_without_labels_is_the_picture_alone_which_waits_for_the_disk(
+    run, tmp_path, capsys, monkeypatch
+):
+    in_the_way = tmp_path / "neighbours.png.tmp"
+    in_the_way.mkdir()
+    monkeypatch.setattr(insist, "time", types.SimpleNamespace(sleep=lambda _: in_the_way.rmdir()))
     pictures, r = tmp_path / "pictures", np.random.default_rng(0)
     pictures.mkdir()
     for i in range(6):
@@ -68,7 +76,9 @@ def test_retrieval_without_labels_is_the_picture_alone(run, tmp_path, capsys):
     assert probe("retrieve", run, tmp_path, f"--config.data.source=folder:{pictures}") == 0
     found = result(tmp_path)
     assert "recall_at_1" not in found and "mean_ap_at_r" not in found
-    assert "has no labels: no recall, the picture alone" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "has no labels: no recall, the picture alone" in said.out
+    assert "neighbours.png is not saved (Is a directory); trying again in 1 s" in said.err
     with Image.open(tmp_path / "neighbours.png") as image:
         drawn = np.asarray(image.convert("RGB")).astype(int)
     assert drawn.std() > 20 and np.abs(drawn - drawn.mean(2, keepdims=True)).max() < 40  # no frames

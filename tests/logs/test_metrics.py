@@ -89,12 +89,15 @@ def test_errors(tmp_path):
             metrics.write(1, {"loss": np.ones(2)})
 
 
-def test_tensorboard_events(tmp_path):
+def test_tensorboard_events(tmp_path, capfd):
     from tensorboardX.proto import event_pb2
 
     with logs.Events(tmp_path, step=5) as events:
         events.write(5, {"loss": jnp.float32(1.5), "note": "text", "alarm": None})
         events.write(6, {"loss": 0.5, "knn_top1": 0.25})
+        events.write(7, {"loss": math.inf})
+        events.write(8, {"loss": jnp.float32(math.nan)})
+    assert capfd.readouterr().err == "", "the monitors say what is not finite, on a line of theirs"
     (file,) = tmp_path.iterdir()
     data, found, purged = file.read_bytes(), [], []
     while data:  # records: length, its checksum, the event, its checksum
@@ -104,5 +107,8 @@ def test_tensorboard_events(tmp_path):
         found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
         if event.session_log.status == event_pb2.SessionLog.START:
             purged.append(event.step)
-    assert found == [(5, "loss", 1.5), (6, "loss", 0.5), (6, "knn_top1", 0.25)]
+    assert found[:-1] == [
+        (5, "loss", 1.5), (6, "loss", 0.5), (6, "knn_top1", 0.25), (7, "loss", math.inf),
+    ]  # fmt: skip
+    assert found[-1][:2] == (8, "loss") and math.isnan(found[-1][2])
     assert purged == [5]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.evaluate.health import collapse
-from ssl_jax.report import charts, compare, data_uris, markup, page, sections
+from ssl_jax.report import charts, compare, data_uris, glossary, markup, page, sections
 from ssl_jax.report.contents import Attention, Neighbours, Pictures, Points, Run
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<!--\u2028"
@@ -336,8 +336,8 @@ def test_shares_are_in_percent_and_the_probe_of_the_monitors_is_called_online():
         ("untrained, linear", 75.0, 0),
     ]
     text = page.render([run(records=lines)])
-    assert page.ONLINE in html.unescape(text)
-    assert page.ONLINE not in html.unescape(page.render([run()]))  # without that curve
+    assert glossary.ONLINE in html.unescape(text)
+    assert glossary.ONLINE not in html.unescape(page.render([run()]))  # without that curve
 
 
 def test_numbers_keep_what_float32_has():
@@ -420,13 +420,76 @@ def test_a_page_of_photographs_is_below_three_megabytes():
     assert len(page.render([run(pictures=noise)])) < 3e6
 
 
-def test_many_classes_are_a_picture():
-    counts = np.diag(np.full(40, 5))
-    counts[3, 7] = 4
-    many = drawn(names=[f"n{i}" for i in range(40)])._replace(confusion=counts)
+@pytest.mark.parametrize("classes", [3, 60, 201])
+def test_confusions_are_a_table_with_names_until_it_is_too_large(classes):
+    counts = np.diag(np.full(classes, 5))
+    counts[1, 2] = 4
+    names = [f"a class named {i}" for i in range(classes)]
+    many = drawn(names=names)._replace(confusion=counts)
     text = page.render([run(pictures=many)])
-    assert 'class="matrix"' in text and '<table class="confusion">' not in text
-    assert "<b>n3</b> taken for <b>n7</b><span>4</span>" in text
+    assert "<b>a class named 1</b> taken for <b>a class named 2</b><span>4</span>" in text
+    table = re.search(r'<div class="scroll"><table class="confusion turned">(.*?)</table>', text)
+    if classes > 200:
+        assert 'class="matrix"' in text and not table
+        return
+    rows = [re.findall(r"<b>(.*?)</b>|<td[^>]*>(.*?)</td>", r) for r in table[1].split("</tr>")]
+    assert [name for name, _ in rows[0] if name] == names
+    assert [row[0][0] for row in rows[1:-1]] == names
+    cells = [[int(cell or 0) for _, cell in row[1:]] for row in rows[1:-1]]
+    np.testing.assert_array_equal(cells, counts)
+    assert len(text) < 1e6
+
+
+def test_examples_carry_the_names_of_their_files():
+    pictures = drawn()
+    near = pictures.neighbours._replace(
+        query_files=tuple(f"q{i}/ask.png" for i in range(4)),
+        files=tuple(tuple(f"n{i}/{j}.png" for j in range(8)) for i in range(4)),
+    )
+    named = pictures._replace(
+        points=pictures.points._replace(files=tuple(f"p/{i}.png" for i in range(50))),
+        neighbours=near,
+        files=tuple(f"o/n01440764_{i}.JPEG" for i in range(8)),
+    )
+    parsed = Parsed(page.render([run(pictures=named)]))
+    assert json.loads(parsed.scripts[0])["planes"]["run0"]["files"][49] == "p/49.png"
+    titles = [a["title"] for t, a in parsed.tags if "tile" in a.get("class", "")]
+    for file in ("q3/ask.png", "n2/7.png"):
+        assert sum(title.endswith(f", {file}") for title in titles) == 1
+    views = [title for title in titles if title.endswith("o/n01440764_5.JPEG")]
+    assert views == ["original, o/n01440764_5.JPEG", *6 * ["view by both, o/n01440764_5.JPEG"]]
+    assert "…764_5.JPEG" in parsed.words
+
+
+def test_examples_that_are_no_images_have_a_page_too():
+    pictures = drawn()
+    words = pictures._replace(
+        points=pictures.points._replace(images=None, files=tuple(f"row {i}" for i in range(50))),
+        neighbours=pictures.neighbours._replace(
+            queries=None,
+            images=None,
+            query_files=tuple(f"row {i}" for i in range(4)),
+            files=tuple(tuple(f"row {9 * i + j}" for j in range(8)) for i in range(4)),
+        ),
+        **{"originals": None, "views": {}, "reconstructions": {}, "attention": None},
+    )
+    text = page.render([run(pictures=words)])
+    for shown in ("Nearest neighbours", "Confusions of kNN", "row 34", "50 examples"):
+        assert shown in text
+    assert "<img" not in text
+
+
+def test_terms_are_explained_where_they_stand():
+    text = html.unescape(page.render([run(pictures=drawn())]))
+    for key in ("effective_rank", "feature_std_ratio", "embedding_std", "embedding_rank", "loss",
+                "knn_top1", "linear_top1", "positive_similarity"):  # fmt: skip
+        assert glossary.OF_METRICS[key] in text, key
+    for said in (glossary.SPECTRUM, glossary.EMBEDDING, glossary.COSINE, glossary.BASELINES):
+        assert said in text
+    measured = charts.of_runs([run(records=[{"step": 1, "alignment": 1.0, "uniformity": -2.0}])])
+    assert [c["said"] for c in measured["method"]] == [
+        glossary.OF_METRICS[key] for key in ("alignment", "uniformity")
+    ]
 
 
 def test_views_of_the_same_policy_share_a_sheet():

@@ -154,6 +154,9 @@ def test_neighbours_sheet(tmp_path):
         pictures.neighbours_sheet(tmp_path / "known.png", images, found, cosine, right, names)
         pictures.neighbours_sheet(tmp_path / "all.png", images, found, cosine, right | True, names)
         pictures.neighbours_sheet(tmp_path / "none.png", images, found, cosine, None, ["", ""])
+        files = [["a/$1.png", *3 * ["b/" + 30 * "x" + "$.png"]]] * 2  # dollars are no formulas
+        pictures.neighbours_sheet(tmp_path / "of_files.png", images, found, cosine, None, names,
+                                  files)  # fmt: skip
         known, right_all, none = (
             pixels(tmp_path / f"{name}.png") for name in ("known", "all", "none")
         )

@@ -107,8 +107,7 @@ def open_folder(root: str, split: str, data) -> Source:
         return content(os.path.join(folder, paths[row])), labels[row]
 
     def path(row):
-        # File names are bytes; one that is not UTF-8 must not break the log.
-        return os.path.join(folder, paths[row]).encode("utf-8", "replace").decode()
+        return _shown(os.path.join(folder, paths[row]))
 
     read, bad = reader.reader(load, path, len(paths), data, folder)
     if split == "train":  # what is said is of the set, so it is said once
@@ -125,6 +124,7 @@ def open_folder(root: str, split: str, data) -> Source:
         bad=bad,
         class_names=names,
         identity=identity(folder, paths),
+        describe=lambda row: _shown(paths[row]),
     )
 
 
@@ -143,6 +143,11 @@ def identity(folder: str, paths: list[str]) -> str:
             size = -1
         digest.update(b"%d\0" % size)
     return digest.hexdigest()
+
+
+def _shown(path: str) -> str:
+    """File names are bytes; one that is not UTF-8 must not break a log or a page."""
+    return path.encode("utf-8", "replace").decode()
 
 
 def content(path: str) -> bytes:

@@ -88,7 +88,8 @@ def from_folder(folder: str, wanted: str, name: str, split: str, data) -> Source
     classes = info.features[label].num_classes if label else 0
     names = tuple(info.features[label].names) if label else ()
     fields = batch.image(data.size, data.channels)
-    return Source(f"{name} {wanted}", len(records), classes, fields, read, bad, names)
+    source = Source(f"{name} {wanted}", len(records), classes, fields, read, bad, names)
+    return source._replace(describe=lambda row: f"{wanted} example {row}")
 
 
 def _features(features, name: str) -> tuple[str, str | None]:

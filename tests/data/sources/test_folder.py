@@ -151,6 +151,13 @@ def test_listing_is_sorted_deep_and_skips_the_hidden(tree):
     assert listing(root) == ["B/c.TiF", "a.png", "b.png/x.webp", "b/a/1.jpeg", "b/z.PNG"]
 
 
+def test_a_picture_is_called_by_its_path(config, tree):
+    root = tree({"train/cat/b.png": 1, "train/cat/a.png": 2, "test/cat/c.png": 3})
+    for split, names in (("train", ["cat/a.png", "cat/b.png"]), ("test", ["cat/c.png"])):
+        source = open_source(config(source=f"folder:{root}"), split)
+        assert [source.describe(row) for row in range(source.examples)] == names
+
+
 def test_links_are_followed_but_not_in_circles(tree, tmp_path):
     root = tree({"real/a.png": 1, "real/sub/b.png": 2, "set/c.png": 3})
     os.symlink(f"{root}/real", f"{root}/set/link")

@@ -1,0 +1,64 @@
+"""Whether training paid, in words."""
+
+import html
+import pathlib
+
+import pytest
+
+from ssl_jax.report import page, worth
+from ssl_jax.report import run as report
+from ssl_jax.report.contents import Run
+
+
+def result(knn, linear, pixels=(0.8, 0.9), untrained=(0.7, 0.95)):
+    keys = ("knn_top1", "linear_top1")
+    return {
+        "steps": 10,
+        "wall_seconds": 3.0,
+        "images_per_second": 5.0,
+        "knn_top1": knn,
+        "linear_top1": linear,
+        "baselines": {
+            "pixels": dict(zip(keys, pixels, strict=True)),
+            "untrained": dict(zip(keys, untrained, strict=True)),
+        },
+        "collapse": {"feature_std_ratio": 0.4, "effective_rank": 9.0, "alarm": None},
+        "fingerprint": "abc",
+    }
+
+
+@pytest.mark.parametrize(
+    "found, words",
+    [
+        (result(0.81, 0.96), None),
+        (result(0.8, 0.95), None),  # as good is not below
+        (result(None, None, (None, None), (None, None)), None),  # no labels
+        ({}, None),
+        (
+            result(0.75, 0.96),
+            "Training did not pay: kNN reaches 75.0 %, below 80.0 % of raw pixels.",
+        ),
+        (
+            result(0.615, 0.92),
+            "Training did not pay: kNN reaches 61.5 %, below 80.0 % of raw pixels and 70.0 % of "
+            "the untrained encoder; the linear probe reaches 92.0 %, below 95.0 % of the "
+            "untrained encoder.",
+        ),
+    ],
+)
+def test_training_that_did_not_pay_is_said(found, words):
+    assert worth.warning(found) == words
+
+
+@pytest.mark.parametrize("knn", [0.75, 0.85])
+def test_the_console_and_the_page_say_it(knn, tmp_path):
+    found = result(knn, 0.96)
+    words = worth.warning(found)
+    config = {
+        "seed": 0, "batch": 8, "method": {"name": "m"}, "model": {"name": "r"},
+        "data": {"source": "digits"},
+    }  # fmt: skip
+    runs = [Run(n, n, config, 10, 5, [], found, 8, None, None) for n in "ab"]
+    told = (report.text(found, pathlib.Path(tmp_path)), page.render(runs[:1]), page.render(runs))
+    for text in map(html.unescape, told):
+        assert (words in text) if words else ("did not pay" not in text)
