@@ -118,6 +118,7 @@ def parse(argv: list[str], flags, configs):
 
     argument, rest = take_config(argv)
     config, name = configs.load(argument)
+    rest = take_policies(config, rest)
     config.lock()
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
@@ -131,15 +132,50 @@ def parse(argv: list[str], flags, configs):
         text = str(error).replace("\\n", " ").replace("\\", "").replace("\n", " ").strip("\"' ")
         text = text.replace("' Did", ". Did")
         raise UserError(f"{argument} has no field {text}") from None
-    except (flags.Error, ValueError, TypeError, KeyError) as error:
+    except KeyError as error:  # a field of a section that there is not
+        section = str(error.args[0]).strip("'\"")
+        given = [w.partition("=")[0] for w in rest if f".{section}." in w.partition("=")[0]]
+        missing = given[0].partition(f".{section}.")[0] if given else "--config"
+        raise UserError(f"{argument} has no {missing}.{section}") from None
+    except (flags.Error, ValueError, TypeError) as error:
         text = " ".join(str(error).split())
-        raise UserError(f"{text} (--help shows the flags)") from None
+        wrong = [w.lstrip("-").partition("=")[0] for w in rest if not w.startswith("--config.")]
+        field = next((w for w in wrong if w in config), None)
+        hint = f"did you mean --config.{field}=VALUE?" if field else "--help shows the flags"
+        raise UserError(f"{text} ({hint})") from None
     if len(left) > 1:
         raise UserError(f"{left[1]!r} is not a flag; fields are set as --config.FIELD=VALUE")
     config = values.config
     if values.workdir is not None:
         config.workdir = values.workdir
     return config, name, values
+
+
+def take_policies(config, argv: list[str]) -> list[str]:
+    """Takes `--config.views.NAME=POLICY` off the command line: an augmentation by its name.
+
+    It keeps the size and the normalisation that the config gives that view.
+
+    Raises:
+      UserError: no such policy.
+    """
+    from ssl_jax.augment import policies
+
+    rest = []
+    for word in argv:
+        field, equals, value = word.partition("=")
+        parts = field.removeprefix("--").split(".")
+        views = config.get("views", {})
+        if not equals or parts[:-1] != ["config", "views"] or parts[-1] not in views:
+            rest.append(word)
+            continue
+        old = views[parts[-1]]
+        try:
+            made = policies.make(value, old.size, mean=old.mean, std=old.std)
+        except UserError as error:
+            raise UserError(f"{field}: {error}") from None
+        old.update(made._asdict())
+    return rest
 
 
 def take_config(argv: list[str]) -> tuple[str, list[str]]:

@@ -153,6 +153,8 @@ class Method(NamedTuple):
       after_step: (params, state, ctx) -> (params, state), after the optimizer.
       labels: params -> pytree of names, the optimizer groups; 'default' takes the main rule.
       block: the local batch must be a multiple of it.
+      least_rows: of a (micro-)batch over all devices: 2 where rows are compared, or normalised by
+        each other, and one alone would learn nothing.
       show: name -> Show, what the report may draw.
       prototypes: what features are assigned to, or None.
       uses_labels: the loss reads `batch['label']`: said at the start of a run.
@@ -165,6 +167,7 @@ class Method(NamedTuple):
     after_step: Callable[..., Any] = _unchanged
     labels: Callable[..., Any] = _all_default
     block: int = 1
+    least_rows: int = 2
     show: Mapping[str, Show] = {}
     prototypes: Prototypes | None = None
     uses_labels: bool = False

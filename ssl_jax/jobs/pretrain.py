@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax.checkpoints import store
+from ssl_jax.contract import batch
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate.features import encoder, representation
 from ssl_jax.evaluate.health import collapse
@@ -18,7 +19,7 @@ from ssl_jax.evaluate.probes import knn, linear
 from ssl_jax.logs import console
 from ssl_jax.processes import host, talk
 from ssl_jax.report import run as report
-from ssl_jax.runs import commands, lock, workdir
+from ssl_jax.runs import check, commands, lock, workdir
 from ssl_jax.runs import config as configs
 from ssl_jax.train import feed, loop, session, stopping
 from ssl_jax.train.experiment import Experiment, assemble, begin, compile_step, introduce, settle
@@ -41,7 +42,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
       UserError: anything the user can mend.
     """
     began = time.time()
-    configs.check(config)
+    check.pretraining(config)
     if config.workdir is None:
         config.workdir = str(pathlib.Path("runs") / name)
     folder = pathlib.Path(config.workdir)
@@ -70,7 +71,9 @@ def pretrain(config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path, be
             print(f"{folder} is finished. Its result:\n\n{report.text(result, folder)}")
             return 0
 
+    check.writable(folder)
     experiment = assemble(config, cluster, saved)
+    check_view(experiment)
     talk.connect(f"start/{folder}")
     experiment = settle(experiment, saved)
     leader = cluster.process == 0
@@ -79,6 +82,8 @@ def pretrain(config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path, be
         devices = jax.local_device_count()
         workdir.write_config(folder, workdir.Saved(experiment.config, experiment.run, devices))
     with store.open_manager(folder / "checkpoints", config.checkpoint.keep) as manager:
+        if leader:
+            print("compiling …", flush=True)
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             compiling = pool.submit(
                 compile_step, experiment
@@ -94,20 +99,57 @@ def pretrain(config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path, be
             print(f"stopped and saved at step {done}; the same command continues")
         return stopping.EXIT_STOPPED
     judged = {"pixels": judge_pixels(experiment), **judge(experiment, encode, state)}
-    drawn = None
 
     def conclude() -> dict[str, Any]:
-        nonlocal drawn
-        drawn = report.draw(experiment, judged, folder) if config.report else None
         seconds = time.time() - began
         return report.result(experiment, state, judged, folder, seconds, start)
 
     result = workdir.write_result(folder / "result.json", conclude)
     if config.report:
-        report.write_page(experiment, state, judged, drawn, folder)
+        illustrate(experiment, state, judged, folder)
     if leader:
         print(f"\n{report.text(result, folder)}")
     return 0
+
+
+def check_view(e: Experiment) -> None:
+    """Traces the probed encoder on its fixed view, before the first step: no time is spent in vain.
+
+    Raises:
+      UserError: the encoder cannot read it.
+    """
+    probed = encoder.of_method(e.method, None)
+
+    def look(state, rows):
+        return probed.features(probed.variables(state.params, state.state), rows)
+
+    shapes = jax.eval_shape(e.create, jax.random.key(0))
+    try:
+        jax.eval_shape(look, shapes, batch.specs(e.train.fields, 2))
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the encoder cannot read the fixed view that --config.evaluate describes ({reason})"
+        ) from error
+
+
+def illustrate(e: Experiment, state: TrainState, judged, folder: pathlib.Path) -> None:
+    """Writes the pictures and the page. What fails of them is said; the result is written already.
+
+    (Of several processes it ends the job: the others would wait for this one.)
+    """
+    try:
+        drawn = report.draw(e, judged, folder) if e.cluster.process == 0 else None
+        report.write_page(e, state, judged, drawn, folder)
+    except UserError:
+        raise
+    except Exception as error:
+        if e.cluster.processes > 1:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        print(f"the report could not be made ({type(error).__name__}: {reason})", flush=True)
 
 
 def learn(e: Experiment, encode, state: TrainState, start: int, manager, folder: pathlib.Path):

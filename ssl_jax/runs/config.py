@@ -59,6 +59,9 @@ def defaults() -> ConfigDict:
     # where a run continues; else with it what divides log_every and the like, at most 10.
     c.steps_at_once = config_dict.placeholder(int)
     c.compile_cache = "auto"  # folder of compiled programs; auto: ~/.cache/ssl_jax; '': none
+    # Where a warm-up, a freeze or a delay reaches the end of the run. refuse: stop and say so;
+    # tenth: each takes at most a tenth of the run; keep: train with it as it is.
+    c.recipe = "refuse"
     c.log_every = 10  # steps
     c.max_bad_steps = 100  # steps in a row whose loss or gradient is not finite: the run stops
 
@@ -249,66 +252,3 @@ def differences(a: ConfigDict, b: ConfigDict) -> list[str]:
     names = sorted(n for n in {*left, *right} if left.get(n, absent) != right.get(n, absent))
     free = tuple(f + "." for f in FREE_ON_RESUME)
     return [n for n in names if n not in FREE_ON_RESUME and not n.startswith(free)]
-
-
-def check(config: ConfigDict) -> None:
-    """Checks what can be checked before data and devices are touched.
-
-    Raises:
-      UserError: the first field that cannot be right, and what it may be.
-    """
-    for field in ("batch", "accumulate", "log_every", "max_bad_steps"):
-        if config[field] < 1:
-            raise UserError(f"--config.{field} is {config[field]}; it must be at least 1")
-    if config.seed < 0:
-        raise UserError(f"--config.seed is {config.seed}; it must be at least 0")
-    modes = ("shard_map", "pmap", "jit")
-    if config.parallel not in modes:
-        raise UserError(
-            f"--config.parallel is {config.parallel!r}.{near_misses(config.parallel, modes)}"
-        )
-    if config.steps is None and config.epochs is None:
-        raise UserError("neither --config.steps nor --config.epochs is set; set one of them")
-    if (config.steps if config.steps is not None else config.epochs) <= 0:
-        raise UserError("--config.steps or --config.epochs must be above 0")
-    if config.batch % config.accumulate:
-        raise UserError(
-            f"--config.batch={config.batch} is not a multiple of "
-            f"--config.accumulate={config.accumulate}"
-        )
-    check_steps_at_once(config)
-    splits = ("test", "holdout")
-    if config.evaluate.split not in splits:
-        raise UserError(
-            f"--config.evaluate.split is {config.evaluate.split!r}."
-            f"{near_misses(config.evaluate.split, splits)}"
-        )
-
-
-def check_steps_at_once(config: ConfigDict) -> None:
-    """Checks how many steps a call makes, if that is said: `steps_at_once`, `data.resident`.
-
-    Raises:
-      UserError: what it cannot go with.
-    """
-    k = config.steps_at_once
-    if k is None:
-        return
-    if k < 1:
-        raise UserError(f"--config.steps_at_once is {k}; it must be at least 1")
-    if k > 1 and config.data.resident is False:
-        raise UserError(
-            f"--config.steps_at_once={k} needs the images in device memory: "
-            "--config.data.resident=True, or leave it at 1"
-        )
-    intervals = {
-        "log_every": config.log_every,
-        "monitor.every_steps": config.monitor.every_steps,
-        "checkpoint.every_steps": config.checkpoint.every_steps,
-    }
-    for field, steps in intervals.items():
-        if steps % k:
-            raise UserError(
-                f"--config.{field}={steps} is not a multiple of the {k} steps of a call "
-                "(--config.steps_at_once)"
-            )

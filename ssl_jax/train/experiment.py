@@ -16,11 +16,10 @@ from ssl_jax.contract.method import Method, Run
 from ssl_jax.data import resident, sources
 from ssl_jax.devices import layout, mapping
 from ssl_jax.errors import UserError, near_misses
-from ssl_jax.methods import METHODS
+from ssl_jax.methods import FIELDS, METHODS
 from ssl_jax.optim import optimizers, schedules
 from ssl_jax.processes import host, talk
-from ssl_jax.runs import config as configs
-from ssl_jax.runs import workdir
+from ssl_jax.runs import check, recipe, workdir
 from ssl_jax.train.state import TrainState, make_create
 from ssl_jax.train.step import make_step
 from ssl_jax.train.steps import at_once, make_steps
@@ -35,6 +34,8 @@ class Experiment(NamedTuple):
       train: images to learn from.
       test: images to evaluate on, or None: then a fifth of `train` is held out where labels exist.
       run: static facts.
+      optimizer: fields of `config.optimizer` as they fit the run, see `runs/recipe.py`.
+      notes: what is to be said of that.
       method: the pure functions.
       mesh: all devices.
       create: key -> TrainState.
@@ -47,6 +48,8 @@ class Experiment(NamedTuple):
     train: sources.Source
     test: sources.Source | None
     run: Run
+    optimizer: ConfigDict
+    notes: tuple[str, ...]
     method: Method
     mesh: Any
     create: Callable[[Any], TrainState]
@@ -60,11 +63,7 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
     Raises:
       UserError: unknown method or source, or a batch that the devices cannot share.
     """
-    if config.method.name not in METHODS:
-        raise UserError(
-            f"config.method.name is {config.method.name!r}."
-            f"{near_misses(config.method.name, METHODS)}"
-        )
+    check_method(config)
     train = sources.open_source(config.data, "train")
     test = None
     if config.evaluate.split == "test":
@@ -81,9 +80,16 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
     facts = Run(*counts, dict(train.fields), dict(train.facts))
     if saved is not None:
         check_continued(config, train, saved.run, facts)
-    method = METHODS[config.method.name](config, facts)
+    fitted, notes = recipe.fit(config, facts.total_steps / per_epoch)
+    method = METHODS[config.method.name](fitted, facts)
 
     micro = config.batch // config.accumulate
+    if micro < method.least_rows:
+        raise UserError(
+            f"--config.batch={config.batch} in {config.accumulate} micro-batch(es): "
+            f"{config.method.name} compares images, and one alone has nothing to be compared with; "
+            f"at least {method.least_rows * config.accumulate}"
+        )
     devices = config.cpu_devices
     if devices is None and saved is not None:  # as many as before, if they still share the batch
         fits = micro % (saved.cpu_devices * cluster.processes * method.block) == 0
@@ -101,11 +107,11 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
     }
 
     def optimizer_of(params):
-        return optimizers.make(config.optimizer, params, method.labels(params), **counts)
+        return optimizers.make(fitted.optimizer, params, method.labels(params), **counts)
 
     create = make_create(method, optimizer_of, blank)
     abstract = jax.eval_shape(create, jax.random.key(config.seed))
-    learning_rate = schedules.make(config.optimizer, **counts)
+    learning_rate = schedules.make(fitted.optimizer, **counts)
     step = make_step(method, optimizer_of(abstract.params), facts, learning_rate)
     return Experiment(
         config=config,
@@ -113,6 +119,8 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
         train=train,
         test=test,
         run=facts,
+        optimizer=fitted.optimizer,
+        notes=tuple(notes),
         method=method,
         mesh=mesh,
         create=jax.jit(create, out_shardings=layout.replicated(mesh)),
@@ -121,6 +129,26 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
             make_steps(step, config.accumulate, train.fields), mesh, config.parallel
         ),
     )
+
+
+def check_method(config: ConfigDict) -> None:
+    """Checks that `config.method` has the fields of the method that it names.
+
+    Raises:
+      UserError: an unknown method, or the fields of another one.
+    """
+    name = config.method.name
+    if name not in METHODS:
+        raise UserError(f"config.method.name is {name!r}.{near_misses(name, METHODS)}")
+    own = {field.name for field in FIELDS.get(name, ())}
+    given = set(config.method) - {"name"}
+    if own and own != given:
+        lacks = f"lacks {', '.join(sorted(own - given))}" if own - given else ""
+        others = f"has {', '.join(sorted(given - own))}" if given - own else ""
+        raise UserError(
+            f"--config.method.name is {name!r}, but config.method is not {name}'s: it "
+            f"{' and '.join(filter(None, (lacks, others)))}; start from --config {name}"
+        )
 
 
 def check_continued(config: ConfigDict, train: sources.Source, before: Run, now: Run) -> None:
@@ -201,7 +229,7 @@ def settle(e: Experiment, saved: workdir.Saved | None) -> Experiment:
     elif c.steps_at_once is None:
         every = (c.log_every, c.monitor.every_steps, c.checkpoint.every_steps)
         c.steps_at_once = at_once(every) if c.data.resident else 1
-    configs.check_steps_at_once(c)
+    check.steps_at_once(c)
     return e._replace(config=c)
 
 
@@ -236,14 +264,16 @@ def introduce(e: Experiment, folder: pathlib.Path) -> None:
             f"calls of {e.config.steps_at_once} steps"
         )
     lines = optimizers.describe(
-        e.config.optimizer,
+        e.optimizer,
         params,
         e.method.labels(params),
         batch=e.run.batch,
         steps_per_epoch=e.run.steps_per_epoch,
         total_steps=e.run.total_steps,
     )
-    print(*lines, sep="\n")
+    if e.method.uses_labels:
+        print(f"{e.config.method.name} learns from the labels as well")
+    print(*lines, *e.notes, *check.remarks(e.config), sep="\n")
 
 
 def compile_step(e: Experiment) -> Callable[[Any, Any], tuple[TrainState, dict[str, jax.Array]]]:

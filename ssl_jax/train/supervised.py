@@ -136,6 +136,7 @@ def make(model: nn.Module, classes: int, recipe: Recipe) -> Method:
             "classifier": image_encoder.on_view(whole, scores, recipe.view),
         },
         block=2 if mixed else 1,
+        least_rows=1,
         uses_labels=True,
     )
 

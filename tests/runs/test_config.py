@@ -6,6 +6,7 @@ import pytest
 
 from ssl_jax.errors import UserError
 from ssl_jax.methods import METHODS
+from ssl_jax.runs import check
 from ssl_jax.runs import config as configs
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
@@ -29,7 +30,7 @@ def test_every_preset_loads_says_how_to_run_it_and_survives_json(file, preset):
     assert f"python -m ssl_jax.main --config {file}" in text
     assert "Expected" in text
     if config.job == "pretrain":
-        configs.check(config)
+        check.pretraining(config)
         assert config.method.name in METHODS
         assert set(config) == set(configs.defaults()) | {"optimizer"}
 
@@ -156,20 +157,3 @@ def test_only_what_changes_the_numbers_differs():
     assert configs.differences(a, b) == []
     b.seed, b.data.size, b.evaluate.mean = 1, 32, (0.5,)
     assert configs.differences(a, b) == ["data.size", "evaluate.mean", "seed"]
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("batch", 0, "--config.batch is 0"),
-        ("accumulate", 3, "not a multiple of"),
-        ("parallel", "shardmap", "Did you mean shard_map"),
-        ("steps", -1, "must be above 0"),
-    ],
-)
-def test_a_value_that_cannot_be_right_is_named(field, value, message):
-    config = configs.defaults()
-    config.epochs = 1.0
-    config.update_from_flattened_dict({field: value})
-    with pytest.raises(UserError, match=message):
-        configs.check(config)
