@@ -1,24 +1,19 @@
 """Fine-tuning: the whole network of a checkpoint trained with labels. Read it top to bottom."""
 
-import dataclasses
 import functools
 import json
 import re
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from ssl_jax import augment
-from ssl_jax.augment.erasing import Erasing
 from ssl_jax.augment.mixing import MODES, Mixing
 from ssl_jax.checkpoints import store, verify
 from ssl_jax.contract import batch
-from ssl_jax.contract.encoder import Encoder
 from ssl_jax.contract.method import Method, Run
 from ssl_jax.contract.source import Source
 from ssl_jax.data import loader
@@ -170,7 +165,7 @@ def finetune(config: ConfigDict, o: probing.Opened) -> dict[str, Any]:
     Raises:
       UserError: see `run`.
     """
-    if workdir.read_config(o.folder) is not None:
+    if (o.folder / "config.json").exists():
         raise UserError(f"{o.folder} holds a pretraining run; choose another --workdir")
     plan = assemble(config, o)
     leader = jax.process_index() == 0
@@ -212,18 +207,7 @@ def assemble(config: ConfigDict, o: probing.Opened) -> Plan:
       UserError: a field of model, view or optimizer that cannot be, or a batch that the devices
         cannot share.
     """
-    model = network_of(config, o.restored.encoder)
-    see = o.restored.encoder.view._replace(interpolation=config.interpolation)
-    view = {**config.view, "mean": see.mean, "std": see.std}
-    recipe = supervised.Recipe(
-        policy=augment.make("none", see.size, **view),
-        view=see,
-        erasing=Erasing(config.erasing.probability),
-        mixing=Mixing(**config.mixing),
-        label_smoothing=config.label_smoothing,
-        head=config.head,
-    )
-    method = supervised.make(model, o.classes, recipe)
+    method = supervised.of_config(config, o.restored.encoder, o.classes)
 
     micro, whole = config.batch // config.accumulate, jax.device_count() * method.block
     if micro % whole:
@@ -275,30 +259,6 @@ def assemble(config: ConfigDict, o: probing.Opened) -> Plan:
         predict=encoder.compile_encode(method.encoders["classifier"].features, o.mesh),
         lines=lines,
     )
-
-
-def network_of(config: ConfigDict, of: Encoder) -> nn.Module:
-    """The encoder's network, with the changes of this job.
-
-    What pretraining did to a part of the network ends here: BN takes its statistics over the whole
-    batch (MoCo's groups of rows were to keep the match from the keys), and the patch embedding
-    learns (MoCo v3 froze it).
-
-    Raises:
-      UserError: the encoder is no network on images, or has no such field.
-    """
-    if of.network is None:
-        raise UserError(
-            f"--config.encoder={config.encoder}: finetune trains a network on images; name another"
-        )
-    known = {field.name for field in dataclasses.fields(of.network)}
-    changes = {name: value for name, value in config.model.items() if value is not None}
-    for name in changes:
-        if name not in known:
-            kind = type(of.network).__name__
-            raise UserError(f"--config.model.{name}: a {kind} has no such field")
-    as_new = {"group": None, "freeze_patch": False}
-    return of.network.clone(**changes, **{k: v for k, v in as_new.items() if k in known})
 
 
 def with_positions(config: ConfigDict, o: probing.Opened) -> Any:
@@ -370,7 +330,9 @@ def claim(config: ConfigDict, o: probing.Opened, facts: Run, manager) -> None:
                 "another --workdir, or the same values to continue it"
             )
     elif jax.process_index() == 0:
-        workdir.write_json(file, own)
+        # What its checkpoints are read with, wherever the pretraining run may be by then.
+        pretrained = workdir.described(o.restored.saved)
+        workdir.write_json(file, {**own, "classes": o.classes, "pretrained": pretrained})
 
 
 def begin(config: ConfigDict, o: probing.Opened, plan: Plan, manager) -> tuple[TrainState, int]:

@@ -16,6 +16,7 @@ from ssl_jax.evaluate.features import apart, encoder, run_features
 from ssl_jax.evaluate.probes import linear, linear_sgd
 from ssl_jax.models.vit import ViT
 from ssl_jax.processes import host
+from ssl_jax.runs import workdir
 
 SOLVERS = ("lbfgs", "sgd")
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -81,6 +82,8 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
                 **common,
             )
             chosen = {k: found[k] for k in ("learning_rate", "weight_decay")}
+        fitted = found["classifier"] | {"class_names": np.asarray(o.class_names, np.str_)}
+        workdir.write_arrays(o.folder / "classifier.npz", fitted)
         return {
             "linear_top1": found["top1"],
             "linear_top5": found["top5"],
@@ -90,6 +93,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
             "features": described(config.blocks, config.average),
             "augmented": bool(config.augment),
             "curve": found["curve"],
+            "classifier": "classifier.npz",  # weight [d, classes], bias [classes], class_names
         }
 
     probing.each(config, cluster, measure)

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -30,11 +30,14 @@ class Saved(NamedTuple):
       config: the config of the run.
       run: its static facts, those of its source among them.
       cpu_devices: CPU devices a process; used again when the run continues.
+      finetuned: of a fine-tuning, what its job.json says beside them: its own config, and the
+        number of classes. None of a pretraining run.
     """
 
     config: ConfigDict
     run: Run
     cpu_devices: int
+    finetuned: Mapping[str, Any] | None = None
 
 
 def write_config(folder: pathlib.Path, saved: Saved) -> None:
@@ -43,14 +46,7 @@ def write_config(folder: pathlib.Path, saved: Saved) -> None:
     Raises:
       UserError: the folder cannot be written.
     """
-    run = saved.run._asdict()
-    facts, fields = run.pop("facts"), run.pop("fields")
-    content = {
-        "config": json.loads(configs.to_json(saved.config)),
-        "run": run,
-        "fields": {k: {"dtype": f.dtype.name, "shape": list(f.shape)} for k, f in fields.items()},
-        "cpu_devices": saved.cpu_devices,
-    }
+    content, facts = described(saved), saved.run.facts
     if facts:
         packed = io.BytesIO()
         np.savez_compressed(packed, **{k: np.asarray(v) for k, v in facts.items()})
@@ -64,24 +60,45 @@ def write_config(folder: pathlib.Path, saved: Saved) -> None:
     write_json(folder / "config.json", content)
 
 
+def described(saved: Saved) -> dict[str, Any]:
+    """What config.json says of a run, without its facts."""
+    run = saved.run._asdict()
+    fields = run.pop("fields")
+    del run["facts"]
+    return {
+        "config": json.loads(configs.to_json(saved.config)),
+        "run": run,
+        "fields": {k: {"dtype": f.dtype.name, "shape": list(f.shape)} for k, f in fields.items()},
+        "cpu_devices": saved.cpu_devices,
+    }
+
+
 def read_config(folder: pathlib.Path) -> Saved | None:
-    """Reads config.json; None where there is none.
+    """Reads config.json, or the job.json of a fine-tuning; None where there is neither.
 
     It is data and nothing else: whatever it holds, none of it is run.
 
     Raises:
       UserError: the file is damaged, or cannot be read.
     """
-    file = folder / "config.json"
+    file, finetuned = folder / "config.json", None
+    if not file.is_file():
+        file = folder / "job.json"
     if not file.is_file():
         return None
     try:
         content = json.loads(file.read_text())
+        if file.name == "job.json":
+            if "pretrained" not in content:  # of an older version, which kept no more than its path
+                return None
+            own = configs.from_json(json.dumps(content["config"]))
+            finetuned = {"config": own, "classes": int(content["classes"])}
+            content = content["pretrained"]
         config = configs.from_json(json.dumps(content["config"]))
         _check(config, content["run"], content["cpu_devices"])
         fields = _fields(content.get("fields"), config)
         run = Run(**content["run"], fields=fields, facts=_facts(folder, content.get("facts")))
-        return Saved(config, run, content["cpu_devices"])
+        return Saved(config, run, content["cpu_devices"], finetuned)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -166,6 +183,27 @@ def write_result(file: pathlib.Path, make: Callable[[], dict[str, Any]]) -> dict
 
     insist.insist(attempt, str(file), "the same command writes it when it can")
     return content
+
+
+def write_arrays(file: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays as .npz, whole or not at all, tried again as a result is.
+
+    Every process calls it; process 0 writes, the others wait.
+
+    Raises:
+      UserError: it could not be written in all that time.
+    """
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)
+
+    def attempt() -> str | None:
+        try:
+            _put(file, packed.getvalue())
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
+
+    insist.insist(attempt, str(file), "the same command writes it when it can")
 
 
 def write_json(file: pathlib.Path, content: dict[str, Any]) -> None:

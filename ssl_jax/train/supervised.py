@@ -5,18 +5,22 @@
 The same step, loop, optimizers and checkpoints as pretraining's then train it (train/step.py).
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from ssl_jax import augment
 from ssl_jax.augment.erasing import Erasing, erase
 from ssl_jax.augment.mixing import Mixing, mix, soft_targets
+from ssl_jax.contract.encoder import Encoder
 from ssl_jax.contract.method import Method
 from ssl_jax.devices import collectives
+from ssl_jax.errors import UserError
 from ssl_jax.methods.parts import image_encoder
 from ssl_jax.models import linear, network
 
@@ -67,6 +71,54 @@ HEADS = {"zeros": _zeros, "mae": _mae, "torch": _torch}
 def is_mixed(mixing: Mixing) -> bool:
     """Whether there is anything to mix."""
     return mixing.probability > 0 and (mixing.mixup > 0 or mixing.cutmix > 0)
+
+
+def of_config(config: ConfigDict, encoder: Encoder, classes: int) -> Method:
+    """The fine-tuning that the config of that job describes.
+
+    Args:
+      config: of the job, see configs/finetune.py.
+      encoder: where it begins; its fixed view is kept but for the interpolation.
+      classes: number of classes.
+
+    Raises:
+      UserError: see `network_of`.
+    """
+    see = encoder.view._replace(interpolation=config.interpolation)
+    view = {**config.view, "mean": see.mean, "std": see.std}
+    recipe = Recipe(
+        policy=augment.make("none", see.size, **view),
+        view=see,
+        erasing=Erasing(config.erasing.probability),
+        mixing=Mixing(**config.mixing),
+        label_smoothing=config.label_smoothing,
+        head=config.head,
+    )
+    return make(network_of(config, encoder), classes, recipe)
+
+
+def network_of(config: ConfigDict, of: Encoder) -> nn.Module:
+    """The encoder's network, with the changes of this job.
+
+    What pretraining did to a part of the network ends here: BN takes its statistics over the whole
+    batch (MoCo's groups of rows were to keep the match from the keys), and the patch embedding
+    learns (MoCo v3 froze it).
+
+    Raises:
+      UserError: the encoder is no network on images, or has no such field.
+    """
+    if of.network is None:
+        raise UserError(
+            f"--config.encoder={config.encoder}: finetune trains a network on images; name another"
+        )
+    known = {field.name for field in dataclasses.fields(of.network)}
+    changes = {name: value for name, value in config.model.items() if value is not None}
+    for name in changes:
+        if name not in known:
+            kind = type(of.network).__name__
+            raise UserError(f"--config.model.{name}: a {kind} has no such field")
+    as_new = {"group": None, "freeze_patch": False}
+    return of.network.clone(**changes, **{k: v for k, v in as_new.items() if k in known})
 
 
 def make(model: nn.Module, classes: int, recipe: Recipe) -> Method:

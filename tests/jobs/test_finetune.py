@@ -105,6 +105,25 @@ def test_four_devices_equal_one(runs, tmp_path):
     assert [r["step"] for r in looks] == [2, 4, 6]
 
 
+def test_what_was_fine_tuned_is_probed_like_any_run(runs, tmp_path, capsys):
+    """Its encoder by kNN; its classifier's scores, the largest of which is the class."""
+    assert run(runs / "0", *SGD, f"--workdir={tmp_path}/tuned") == 0
+    (runs / "0").rename(tmp_path / "moved")  # it needs the pretraining run no more
+    try:
+        for name, more in {"knn": (), "scores": ("--config.encoder=classifier",)}.items():
+            more = (*more, f"--workdir={tmp_path / name}")
+            assert tiny_run.probe("knn", tmp_path / "tuned", *more) == 0
+            assert result(tmp_path / name)["knn_top1"] > 0.1
+        found = encoder.restore(tmp_path / "tuned", layout.mesh(), "classifier")
+        assert found.step == 6 and found.saved.finetuned["classes"] == 10
+        rows = {"image": np.zeros((2, 28, 28, 1), np.uint8)}
+        assert found.encoder.features(found.variables, rows).shape == (2, 10)
+    finally:
+        (tmp_path / "moved").rename(runs / "0")
+    said = capsys.readouterr().out
+    assert "knn_classifier on digits" in said
+
+
 def test_the_encoder_of_the_run_is_where_it_begins(runs, tmp_path):
     """With a rate of 0 the parameters stay; BatchNorm's statistics do not."""
     still = (

@@ -22,6 +22,7 @@ from ssl_jax.methods import METHODS
 from ssl_jax.models.vit import ViT
 from ssl_jax.processes import host
 from ssl_jax.runs import workdir
+from ssl_jax.train import supervised
 from ssl_jax.train.state import TrainState, make_create
 
 
@@ -250,9 +251,15 @@ def untrained(saved: workdir.Saved, mesh, name: str | None = None) -> Any:
 
 
 def creation(saved: workdir.Saved) -> tuple[Method, Callable[[jax.Array], TrainState]]:
-    """The method of a run, and key -> its first state, without that of the optimizer."""
+    """The method of a run, or of its fine-tuning, and key -> its first state.
+
+    (Without the state of the optimizer.)
+    """
     config = saved.config
     method = METHODS[config.method.name](config, saved.run)
+    if saved.finetuned is not None:
+        own, classes = saved.finetuned["config"], saved.finetuned["classes"]
+        method = supervised.of_config(own, of_method(method, own.get("encoder")), classes)
 
     def optimizer_of(params):  # its state is neither read nor needed
         import optax

@@ -87,7 +87,8 @@ def probe(
       {'top1', 'top5', 'mean_per_class': fractions in [0, 1], 'top5' None of five classes or
       fewer; 'C': the chosen one; 'curve': a list
       of {'C', 'top1', 'cross_entropy'} on the hold-out (nats), ascending in C; 'gap': bound on the
-      relative distance of the final fit to its optimum; 'steps': its L-BFGS iterations}.
+      relative distance of the final fit to its optimum; 'steps': its L-BFGS iterations;
+      'classifier': what was fitted, see `folded`}.
 
     Raises:
       UserError: empty grid or C not positive, no labelled rows, no class of two rows to hold one
@@ -424,6 +425,27 @@ def _finished(a, placed, test, test_labels, c, start):
         "C": float(c),
         "gap": float(final.gap),
         "steps": int(final.steps),
+        "classifier": folded(final.params, placed.mean, placed.scale),
+    }
+
+
+def folded(params: Params, mean: np.ndarray, scale: np.ndarray) -> dict[str, np.ndarray]:
+    """A classifier of features as they are, from one of standardised ones.
+
+        ((x − mean) · scale) @ W + b  =  x @ (scale · W) + (b − (mean · scale) @ W)
+
+    Args:
+      params: weight [d, classes] and bias [classes].
+      mean, scale: [d].
+
+    Returns:
+      {'weight': float32 [d, classes], 'bias': float32 [classes]}: logits are x @ weight + bias.
+    """
+    weight, bias = (np.asarray(p, np.float64) for p in (params.weight, params.bias))
+    mean, scale = (np.asarray(x, np.float64) for x in (mean, scale))
+    return {
+        "weight": (scale[:, None] * weight).astype(np.float32),
+        "bias": (bias - (mean * scale) @ weight).astype(np.float32),
     }
 
 

@@ -99,7 +99,7 @@ def probe(
       fewer; 'learning_rate' (before scaling),
       'weight_decay': the chosen ones; 'curve': a list of {'learning_rate', 'weight_decay', 'top1',
       'cross_entropy'} on the hold-out (nats, None where training diverged), in the order of the
-      grid; empty for a grid of one}. The same on every process.
+      grid; empty for a grid of one; 'classifier': see `linear.folded`}. The same on every process.
 
     Raises:
       UserError: a recipe that cannot be, fewer rows than a batch, training that diverged with
@@ -134,7 +134,17 @@ def probe(
         "learning_rate": best[0],
         "weight_decay": best[1],
         "curve": curve,
+        "classifier": classifier_of(state, recipe),
     }
+
+
+def classifier_of(state: State, recipe: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """`linear.folded` of the first candidate."""
+    params = jax.tree.map(lambda p: np.asarray(p[0]), state.params)
+    mean, scale = np.zeros(len(params.weight)), np.ones(len(params.weight))
+    if recipe["batch_norm"]:
+        mean, scale = state.mean, 1 / np.sqrt(np.asarray(state.variance, np.float64) + 1e-6)
+    return linear.folded(params, mean, scale)
 
 
 def fit(

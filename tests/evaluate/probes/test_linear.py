@@ -102,13 +102,18 @@ def test_probe_chooses_on_the_holdout_and_measures_on_test():
     x, y = blobs()
     x_new, y_new = blobs(seed=1)
     result = linear.probe(x, y, x_new, y_new, 4)
-    assert set(result) == {"top1", "top5", "mean_per_class", "C", "curve", "gap", "steps"}
+    assert set(result) == {
+        *("top1", "top5", "mean_per_class", "C", "curve", "gap", "steps", "classifier")
+    }
     tried = [row["C"] for row in result["curve"]]
     assert tried == sorted(tried) and set(linear.GRID) <= set(tried)
     best = max(result["curve"], key=lambda row: (row["top1"], -row["cross_entropy"]))
     assert result["C"] == best["C"]
     assert 0.7 < result["top1"] < 1 and result["top5"] is None
     assert result["gap"] < 1e-4
+    fitted = result["classifier"]  # of features as they are
+    scores = x_new @ fitted["weight"] + fitted["bias"]
+    assert np.mean(scores.argmax(1) == y_new) == result["top1"]
 
     # The test split has no say in the choice: labels turned upside down give the same C.
     other = linear.probe(x, y, x_new, (y_new + 1) % 4, 4)
