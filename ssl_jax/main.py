@@ -38,6 +38,7 @@ usage: {program} --config CONFIG[:PRESET] [--workdir FOLDER] [--config.FIELD=VAL
   --config.FIELD=VALUE     changes a field of it: --config.batch=64 --config.optimizer.name=adamw
   --workdir FOLDER         where the run lives (default runs/CONFIG_PRESET, in the folder that you
                            are in); the same command again continues the run there
+  --overwrite              a run of other values in that folder is deleted
   --coordinator HOST:PORT  several processes: the address of process 0 (with the next two)
   --processes P            how many processes there are
   --process I              which of them this is, 0 … P−1
@@ -122,6 +123,7 @@ def parse(argv: list[str], flags, configs):
     config.lock()
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_boolean("overwrite", False, "", flag_values=values)
     flags.DEFINE_string("coordinator", None, "", flag_values=values)
     flags.DEFINE_integer("processes", None, "", flag_values=values)
     flags.DEFINE_integer("process", None, "", flag_values=values)
@@ -148,6 +150,10 @@ def parse(argv: list[str], flags, configs):
     config = values.config
     if values.workdir is not None:
         config.workdir = values.workdir
+    if values.overwrite:
+        if "overwrite" not in config:
+            raise UserError(f"--overwrite is for pretraining; {config.job} overwrites its result")
+        config.overwrite = True
     return config, name, values
 
 

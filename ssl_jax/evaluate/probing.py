@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict, config_dict
 
+from ssl_jax.checkpoints import kept
 from ssl_jax.data import sources
 from ssl_jax.devices import layout
 from ssl_jax.errors import UserError, near_misses
@@ -37,6 +38,7 @@ class Opened(NamedTuple):
     Attributes:
       run: workdir of the run.
       folder: where the job writes.
+      step: which of its checkpoints was asked for: 'last', 'best' or a number.
       restored: its encoder and config.
       encoder: name of the encoder; None: the method's first.
       mesh: all devices.
@@ -50,6 +52,7 @@ class Opened(NamedTuple):
 
     run: pathlib.Path
     folder: pathlib.Path
+    step: str
     restored: encoder.Restored
     encoder: str | None
     mesh: Any
@@ -67,6 +70,7 @@ def defaults(job: str) -> ConfigDict:
     c.job = job
     c.checkpoint = config_dict.placeholder(str)  # workdir of a run, or several: RUN,RUN,RUN
     c.workdir = config_dict.placeholder(str)  # None: RUN/<job>; of several runs, runs/<job>
+    c.step = "last"  # of the checkpoint: last | best (by the metric of the run) | a number
     c.encoder = config_dict.placeholder(str)  # of the method, by name; None: the first
     c.cpu_devices = config_dict.placeholder(int)
     c.compile_cache = "auto"
@@ -158,12 +162,15 @@ def begin(
     return runs
 
 
-def name_of(config: ConfigDict) -> str:
+def name_of(config: ConfigDict, step: str | None = None) -> str:
     """Name of the folder that a job writes to: what sets its question apart is in it.
 
-    'knn', 'knn_pixels', 'knn_holdout', 'knn_cifar10' (of another `data.source`).
+    'knn', 'knn_best' (of `config.step`), 'knn_pixels', 'knn_holdout', 'knn_cifar10' (of another
+    `data.source`).
     """
     parts = [config.job]
+    step = config.get("step", "last") if step is None else step
+    parts += [step] if step != "last" else []
     if config.get("features", "learned") != "learned":
         parts.append(config.features)
     if config.get("encoder") is not None:
@@ -191,7 +198,7 @@ def runs_named(text: str, field: str) -> list[pathlib.Path]:
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"--config.{field} names {name} {names.count(name)} times")
-        if workdir.read_config(pathlib.Path(name)) is None:
+        if workdir.read_config(kept.locate(pathlib.Path(name))[0]) is None:
             raise UserError(f"--config.{field}: there is no run in {name} (no config.json)")
     return [pathlib.Path(name) for name in names]
 
@@ -218,7 +225,9 @@ def open_run(
     """
     mesh = layout.mesh()
     name = config.get("encoder")
-    restored = encoder.restore(run, mesh, name)
+    run, number = kept.locate(run)
+    step = config.get("step", "last") if number is None else str(number)
+    restored = encoder.restore(run, mesh, name, step=step)
     data = data_of(restored.saved.config.data, config.data, labels)
     train = sources.open_source(data, "train")
     if labels and not train.classes:
@@ -244,7 +253,8 @@ def open_run(
     own = alone and config.workdir is not None
     return Opened(
         run=run,
-        folder=pathlib.Path(config.workdir) if own else run / name_of(config),
+        folder=pathlib.Path(config.workdir) if own else run / name_of(config, step),
+        step=step,
         restored=restored,
         encoder=name,
         mesh=mesh,

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax.checkpoints import store
+from ssl_jax.checkpoints import kept, store
 from ssl_jax.contract import batch
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate.features import encoder, representation
@@ -52,24 +52,11 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
 
 def pretrain(config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path, began: float) -> int:
     """`run` in its workdir, which no other process trains in; `began` in seconds of time.time()."""
-    saved = workdir.read_config(folder)
-    if saved is not None:
-        # A field that is younger than the run: its preset's value is what the run did without it.
-        later, given = commands.later(saved.config), commands.flat(config.to_dict())
-        changed = [
-            field
-            for field in configs.differences(saved.config, config)
-            if field not in later or given.get(field) != later[field]
-        ]
-        if changed:
-            raise UserError(
-                f"{folder} holds a run whose config differs in {', '.join(changed)}; "
-                "choose another --workdir, or use the same values to continue"
-            )
-        result = workdir.read_result(folder)
-        if result is not None:
-            print(f"{folder} is finished. Its result:\n\n{report.text(result, folder)}")
-            return 0
+    saved = standing(config, cluster, folder)
+    result = workdir.read_result(folder) if saved is not None else None
+    if result is not None and config.extend <= saved.config.get("extend", 0.0):
+        print(f"{folder} is finished. Its result:\n\n{report.text(result, folder)}")
+        return 0
 
     check.writable(folder)
     experiment = assemble(config, cluster, saved)
@@ -81,7 +68,8 @@ def pretrain(config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path, be
         introduce(experiment, folder)
         devices = jax.local_device_count()
         workdir.write_config(folder, workdir.Saved(experiment.config, experiment.run, devices))
-    with store.open_manager(folder / "checkpoints", config.checkpoint.keep) as manager:
+    best = kept.parse(config.checkpoint.best)
+    with store.open_manager(folder / "checkpoints", config.checkpoint.keep, best) as manager:
         if leader:
             print("compiling …", flush=True)
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -94,7 +82,7 @@ def pretrain(config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path, be
         encode = encoder.compile_encode(probed.features, experiment.mesh)
         state, done, newest = learn(experiment, encode, state, start, manager, folder)
         store.save_last(manager, state, newest)
-    if done < experiment.run.total_steps:
+    if done < experiment.total:
         if leader:
             print(f"stopped and saved at step {done}; the same command continues")
         return stopping.EXIT_STOPPED
@@ -110,6 +98,39 @@ def pretrain(config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path, be
     if leader:
         print(f"\n{report.text(result, folder)}")
     return 0
+
+
+def standing(
+    config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path
+) -> workdir.Saved | None:
+    """The run that a workdir holds and this command continues; None where there is none.
+
+    A run of other values that has not learned anything yet gives way, and so does any with
+    `config.overwrite`.
+
+    Raises:
+      UserError: there is a run of other values.
+    """
+    saved = workdir.read_config(folder)
+    if saved is None:
+        return None
+    # A field that is younger than the run: its preset's value is what the run did without it.
+    later, given = commands.later(saved.config), commands.flat(config.to_dict())
+    changed = [
+        field
+        for field in configs.differences(saved.config, config)
+        if field not in later or given.get(field) != later[field]
+    ]
+    if not changed:
+        return saved
+    if not config.overwrite and workdir.has_learned(folder):
+        raise UserError(
+            f"{folder} holds a run whose config differs in {', '.join(changed)}; choose another "
+            "--workdir, use the same values to continue, or delete it with --overwrite"
+        )
+    if cluster.process == 0:
+        workdir.clear(folder)
+    return None
 
 
 def check_view(e: Experiment) -> None:
@@ -173,7 +194,7 @@ def learn(e: Experiment, encode, state: TrainState, start: int, manager, folder:
         batch=c.batch,
         accumulate=c.accumulate,
         start=start,
-        stop=e.run.total_steps,
+        stop=e.total,
         at_once=c.steps_at_once,
         mesh=e.mesh,
         parallel=c.parallel,
@@ -190,7 +211,7 @@ def learn(e: Experiment, encode, state: TrainState, start: int, manager, folder:
         step=e.step,
         feed=(feed.kept if c.data.resident else feed.streamed)(order),
         start=start,
-        total=e.run.total_steps,
+        total=e.total,
         rows=c.batch,
         steps_per_epoch=e.run.steps_per_epoch,
         at_once=c.steps_at_once,

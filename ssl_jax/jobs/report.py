@@ -91,6 +91,7 @@ def look(config: ConfigDict, folder: pathlib.Path, cluster: host.Cluster) -> Run
             folder,
             opened.mesh,
             select=lambda method, s: collect.weights(saved.config, method, s),
+            step=opened.step,
         )
         seen = collect.see(opened, config.batch)
     except (UserError, OSError) as error:

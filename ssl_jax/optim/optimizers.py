@@ -56,6 +56,7 @@ def make(
     batch: int,
     steps_per_epoch: int,
     total_steps: int,
+    extension: schedules.Extension | None = None,
 ) -> optax.GradientTransformation:
     """The optimizer that `config.optimizer` describes, with its schedules inside.
 
@@ -83,6 +84,7 @@ def make(
       labels: pytree of str like `params`, or None: all 'default'.
       batch: examples of one optimizer step over all devices, for the scaled learning rate.
       steps_per_epoch, total_steps: optimizer steps, for the schedules.
+      extension: of the run, after total_steps.
 
     Returns:
       a transformation whose state is a pytree of arrays (buffers float32, counts int32).
@@ -101,9 +103,12 @@ def make(
     def group_rule(fields):
         if fields["name"] == "frozen":
             return optax.set_to_zero()
+        rate = schedules.make(fields, batch, steps_per_epoch, total_steps)
+        if extension is not None:
+            rate = schedules.extended(rate, fields, batch, total_steps, extension)
         return rules.rule(
             fields,
-            schedules.make(fields, batch, steps_per_epoch, total_steps),
+            rate,
             weight_decay(fields, total_steps),
             round(fields["freeze_epochs"] * steps_per_epoch),
         )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ FIELDS = {
 }
 SCHEDULES = ("cosine", "cosine_peak_twice", "cosine_per_epoch", "step", "constant")
 SCALINGS = ("none", "linear", "sqrt")
+EXTENSIONS = ("constant", "cosine")
 
 
 def constant(value: float) -> Schedule:
@@ -155,6 +156,42 @@ def make(config: Mapping[str, Any], batch: int, steps_per_epoch: int, total_step
             return warmup(step_decay(peak, milestones, c["factor"]), peak, steps, start)
         case _:
             return warmup(constant(peak), peak, steps, start)
+
+
+class Extension(NamedTuple):
+    """Training that goes on after a finished run.
+
+    Attributes:
+      steps: optimizer steps of it.
+      schedule: of EXTENSIONS. 'constant': the rate stays where it begins; 'cosine': half a cosine
+        from there to the recipe's final rate.
+      rate: where it begins, as a share of the recipe's peak.
+    """
+
+    steps: int
+    schedule: str
+    rate: float
+
+
+def extended(schedule: Schedule, config: Mapping[str, Any], batch: int, total: int, e: Extension):
+    """`schedule` for the steps of the run, then that of its extension.
+
+    Args:
+      schedule: of the run, from `make`.
+      config: fields of FIELDS; learning_rate, scaling and final are used.
+      batch: examples of one optimizer step.
+      total: optimizer steps of the run.
+      e: the extension.
+
+    Returns:
+      step -> learning rate float32 [].
+    """
+    c = {name: config[name] if name in config else default for name, default in FIELDS.items()}
+    peak = peak_learning_rate(c, batch)
+    after = constant(e.rate * peak)
+    if e.schedule == "cosine":
+        after = delayed(cosine(e.rate * peak, c["final"] * peak, e.steps), total)
+    return lambda step: jnp.where(jnp.asarray(step) < total, schedule(step), after(step))
 
 
 def peak_learning_rate(config: Mapping[str, Any], batch: int) -> float:

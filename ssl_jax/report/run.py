@@ -171,6 +171,7 @@ def result(
             name: {key: getattr(judged[name], key) for key in COLUMNS}
             for name in ("pixels", "untrained")
         },
+        "problems": {name: "; ".join(j.problems) for name, j in judged.items() if j.problems},
         "judged_on": "test" if e.test is not None else "a fifth of train, held out of the probes",
         "collapse": {**measured, "alarm": alarm},
         "fingerprint": store.fingerprint(state),
@@ -206,6 +207,8 @@ def text(result: Mapping[str, Any], folder: pathlib.Path) -> str:
             f"embeddings: std {c['embedding_std']:.2f} of an isotropic one, "
             f"along {c['embedding_rank']:.1f} directions"
         )
+    for name, problem in result.get("problems", {}).items():
+        lines.append(f"could not be measured on {ROWS[name]}: {problem}")
     if c["alarm"]:
         lines.append(f"ALARM: {c['alarm']}")
     if warning := worth.warning(result):

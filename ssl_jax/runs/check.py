@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ssl_jax.checkpoints import kept
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.runs import config as configs
 
@@ -26,13 +27,14 @@ NATURAL = (  # from 0 on
     *("monitor.every_steps", "monitor.linear", "checkpoint.every_steps"),
     *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm"),
     *("optimizer.clip_per_parameter", "optimizer.warmup_epochs", "optimizer.warmup_fraction"),
-    *("optimizer.freeze_epochs", "optimizer.delay_epochs"),
+    *("optimizer.freeze_epochs", "optimizer.delay_epochs", "extend", "extend_rate"),
 )
 SHARES = ("data.max_bad", "optimizer.momentum")  # from 0 to 1
 NAMES = {
     "parallel": MODES,
     "evaluate.split": SPLITS,
     "recipe": RECIPES,
+    "extend_schedule": ("constant", "cosine"),
     "data.fit": ("crop", "squash"),
 }
 
@@ -55,6 +57,7 @@ def pretraining(config: ConfigDict) -> None:
             f"--config.batch={config.batch} is not a multiple of "
             f"--config.accumulate={config.accumulate}"
         )
+    kept.parse(config.checkpoint.best)
     steps_at_once(config)
     view = config.evaluate
     if not 0 < view.crop_fraction <= 1:

@@ -20,6 +20,10 @@ from ssl_jax.errors import UserError, near_misses
 # Fields that may differ when a run is continued: none of them changes what is computed.
 FREE_ON_RESUME = (
     "workdir",
+    "extend",
+    "extend_schedule",
+    "extend_rate",
+    "overwrite",
     "log_every",
     "max_bad_steps",
     "compile_cache",
@@ -51,6 +55,10 @@ def defaults() -> ConfigDict:
     c.workdir = config_dict.placeholder(str)  # None: runs/<config>_<preset>
     c.steps = config_dict.placeholder(int)  # optimizer steps; wins over epochs
     c.epochs = config_dict.placeholder(float)  # passes over the data
+    c.extend = 0.0  # epochs to go on after the end: of a run that is finished already, too
+    c.extend_schedule = "cosine"  # of the learning rate then: cosine | constant
+    c.extend_rate = 0.1  # where it begins then, as a share of the peak
+    c.overwrite = False  # a run of other values in the workdir gives way (--overwrite)
     c.batch = 256  # examples of one optimizer step, over all devices and micro-batches
     c.accumulate = 1  # micro-batches that a step is computed in
     c.parallel = "shard_map"  # shard_map | pmap | jit: three ways to the same numbers
@@ -112,7 +120,8 @@ def defaults() -> ConfigDict:
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_steps = 1_000
-    c.checkpoint.keep = 2  # newest; the best by kNN is kept besides
+    c.checkpoint.keep = 2  # newest; the best is kept besides
+    c.checkpoint.best = "max:knn_top1"  # of the monitors, or of a step: min:loss
 
     c.report = True  # report/: pictures and an HTML page at the end
     return c

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -58,6 +59,36 @@ def write_config(folder: pathlib.Path, saved: Saved) -> None:
                 f"cannot write {folder / 'facts.npz'}: {error.strerror}; choose another --workdir"
             ) from error
     write_json(folder / "config.json", content)
+
+
+def has_learned(folder: pathlib.Path) -> bool:
+    """Whether a run made a step that is written down: a checkpoint, a log line or a result."""
+    kept = folder / "checkpoints"
+    log = folder / "metrics.jsonl"
+    checkpoints = kept.is_dir() and any(f.name.isdigit() for f in kept.iterdir())
+    return checkpoints or (folder / "result.json").exists() or bool(_size(log))
+
+
+def _size(file: pathlib.Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def clear(folder: pathlib.Path) -> None:
+    """Deletes what a run has written in its folder, and nothing else there.
+
+    Raises:
+      UserError: it cannot be deleted.
+    """
+    files = ("config.json", "facts.npz", "metrics.jsonl", "result.json", "events.out.tfevents.*")
+    try:
+        for name in files:
+            for file in folder.glob(name):
+                file.unlink()
+        for name in ("checkpoints", "report"):
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+    except OSError as error:
+        raise UserError(f"cannot delete the run in {folder}: {error.strerror}") from error
 
 
 def described(saved: Saved) -> dict[str, Any]:

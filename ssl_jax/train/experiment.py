@@ -34,6 +34,7 @@ class Experiment(NamedTuple):
       train: images to learn from.
       test: images to evaluate on, or None: then a fifth of `train` is held out where labels exist.
       run: static facts.
+      total: optimizer steps, with those after the end of the recipe (`config.extend`).
       optimizer: fields of `config.optimizer` as they fit the run, see `runs/recipe.py`.
       notes: what is to be said of that.
       method: the pure functions.
@@ -48,6 +49,7 @@ class Experiment(NamedTuple):
     train: sources.Source
     test: sources.Source | None
     run: Run
+    total: int
     optimizer: ConfigDict
     notes: tuple[str, ...]
     method: Method
@@ -106,12 +108,21 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
         "total_steps": facts.total_steps,
     }
 
+    more = round(config.extend * per_epoch)
+    extension = schedules.Extension(more, config.extend_schedule, config.extend_rate)
+    extension = extension if more else None
+
     def optimizer_of(params):
-        return optimizers.make(fitted.optimizer, params, method.labels(params), **counts)
+        labels = method.labels(params)
+        return optimizers.make(fitted.optimizer, params, labels, **counts, extension=extension)
 
     create = make_create(method, optimizer_of, blank)
     abstract = jax.eval_shape(create, jax.random.key(config.seed))
     learning_rate = schedules.make(fitted.optimizer, **counts)
+    if extension is not None:
+        learning_rate = schedules.extended(
+            learning_rate, fitted.optimizer, facts.batch, facts.total_steps, extension
+        )
     step = make_step(method, optimizer_of(abstract.params), facts, learning_rate)
     return Experiment(
         config=config,
@@ -119,6 +130,7 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
         train=train,
         test=test,
         run=facts,
+        total=facts.total_steps + more,
         optimizer=fitted.optimizer,
         notes=tuple(notes),
         method=method,
@@ -254,7 +266,7 @@ def introduce(e: Experiment, folder: pathlib.Path) -> None:
             "one)"
         )
     print(
-        f"{e.config.model.name}, {count:,} parameters; {e.run.total_steps:,} steps of "
+        f"{e.config.model.name}, {count:,} parameters; {e.total:,} steps of "
         f"{e.config.batch} images; workdir {folder}"
     )
     print(f"on {where}")
@@ -302,7 +314,7 @@ def compile_steps(e: Experiment) -> Callable[[Any, Any], tuple[TrainState, dict[
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
         batch.flat_specs(e.train.fields, n),
     )
-    calls, left = divmod(e.run.total_steps, e.config.steps_at_once)
+    calls, left = divmod(e.total, e.config.steps_at_once)
     programs = {}
     for steps in (*[e.config.steps_at_once] * (calls > 0), *[left] * (left > 0)):
         taken = jax.ShapeDtypeStruct((steps * k, rows), jnp.int32)
@@ -337,7 +349,7 @@ def begin(e: Experiment, manager) -> tuple[TrainState, int]:
     if latest is None:
         return e.create(jax.random.key(e.config.seed)), 0
     k = e.config.steps_at_once or 1
-    if latest % k and latest < e.run.total_steps:
+    if latest % k and latest < e.total:
         raise UserError(
             f"the run in {e.config.workdir} stands at step {latest:,}, where no call of {k} steps "
             "begins; --config.steps_at_once=1 continues it"

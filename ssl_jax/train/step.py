@@ -62,7 +62,7 @@ def make_step(
         context = Context(
             step=state.step,
             epoch=state.step // run.steps_per_epoch,
-            fraction=state.step.astype(jnp.float32) / run.total_steps,
+            fraction=jnp.minimum(state.step.astype(jnp.float32) / run.total_steps, 1.0),
             key=step_key,
             axis=axis,
         )

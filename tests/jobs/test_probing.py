@@ -17,6 +17,7 @@ from ssl_jax.devices import layout
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate import probing
 from ssl_jax.evaluate.features import encoder, representation, run_features
+from ssl_jax.logs import metrics
 from ssl_jax.runs import config as configs
 from ssl_jax.runs import workdir
 
@@ -159,6 +160,31 @@ def test_classes_without_a_label_are_no_accuracy():
     assert judged.knn_top1 is judged.linear_top1 is judged.predicted is None
     assert judged.collapse["feature_std"] > 0
     assert representation.judge((x, np.arange(30) % 3), (y, known), 3).knn_top1 is not None
+
+
+def test_any_kept_checkpoint_can_be_probed(tmp_path, capsys):
+    """The best, the last, one by number and one by its path; each writes to a folder of its own."""
+    more = ("--config.monitor.every_steps=4", "--config.checkpoint.best=min:knn_top1")
+    assert tiny_run.run(tmp_path, *more) == 0
+    kept = sorted(int(f.name) for f in (tmp_path / "checkpoints").iterdir() if f.name.isdigit())
+    lines = metrics.read(tmp_path / "metrics.jsonl")
+    looked = {r["step"]: r["knn_top1"] for r in lines if "knn_top1" in r}
+    best = min(looked, key=looked.get)
+    assert best in kept and kept[-1] == 12
+    for which, (path, step) in {
+        "knn": (tmp_path, 12),
+        "knn_best": (tmp_path, best),
+        "knn_8": (tmp_path, 8),
+        "knn_12": (tmp_path / "checkpoints" / "12", 12),
+    }.items():
+        asked = which.partition("_")[2] or "last"
+        more = () if "checkpoints" in str(path.parent.name) else (f"--config.step={asked}",)
+        assert tiny_run.probe("knn", path, *more) == 0
+        assert json.loads((tmp_path / which / "result.json").read_text())["step"] == step
+    capsys.readouterr()
+    assert tiny_run.probe("knn", tmp_path, "--config.step=7") == 2
+    said = capsys.readouterr().err
+    assert "--config.step=7" in said and "no such checkpoint" in said and said.count("\n") == 1
 
 
 def test_embeddings_behind_the_projector(runs, capsys):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax import augment
-from ssl_jax.checkpoints import store, verify
+from ssl_jax.checkpoints import kept, store, verify
 from ssl_jax.contract.batch import specs
 from ssl_jax.contract.encoder import Encoder
 from ssl_jax.contract.method import Method
@@ -182,21 +182,26 @@ def restore(
     mesh,
     name: str | None = None,
     select: Callable[[Method, TrainState], Any] | None = None,
+    step: str = "last",
 ) -> Restored:
-    """Reads an encoder, and only it, from the newest checkpoint of a run that is whole.
+    """Reads an encoder, and only it, from a checkpoint of a run.
 
     Nothing in the run's folder is changed, and the run may be training meanwhile.
 
     Args:
-      folder: the run's workdir.
+      folder: the run's workdir, or the path of one of its checkpoints.
       mesh: from `layout.mesh()`.
       name: of the encoder; None: the method's first.
       select: (method, whole state) -> the leaves to read instead of the encoder's.
+      step: 'last' (the newest that is whole), 'best' by `config.checkpoint.best` of the run, or a
+        number; see `kept.resolve`.
 
     Raises:
-      UserError: no such run, no such encoder, no checkpoint, none that is whole, or one of another
-        model.
+      UserError: no such run, no such encoder, no such checkpoint, none that is whole, or one of
+        another model.
     """
+    folder, number = kept.locate(folder)
+    which = step if number is None else str(number)
     saved = workdir.read_config(folder)
     if saved is None:
         raise UserError(f"--config.checkpoint: there is no run in {folder} (no config.json)")
@@ -221,13 +226,13 @@ def restore(
     whole = layout.replicated(mesh)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
     with store.open_manager(folder / "checkpoints", 1, read_only=True) as manager:
-        found = verify.read_newest(
-            manager, lambda step: store.restore_part(manager, step, like, pick)
+        if verify.steps(folder / "checkpoints") == [] and which == "last":
+            raise UserError(f"--config.checkpoint: {folder} has no finished checkpoint yet")
+        best = kept.parse(saved.config.checkpoint.get("best", str(kept.KNN)))
+        picked, at = kept.read(
+            manager, which, lambda step: store.restore_part(manager, step, like, pick), best
         )
-    if found is None:
-        raise UserError(f"--config.checkpoint: {folder} has no finished checkpoint yet")
-    picked, step = found
-    return Restored(saved, step, encoder, picked)
+    return Restored(saved, at, encoder, picked)
 
 
 def untrained(saved: workdir.Saved, mesh, name: str | None = None) -> Any:

@@ -31,6 +31,7 @@ class Judged(NamedTuple):
       knn_top1, linear_top1, linear_top5: in [0, 1]; None without labels, top-5 also with
         five classes or fewer.
       collapse: `collapse.measure` of `features`.
+      problems: what could not be measured, and why, a line each.
     """
 
     features: np.ndarray
@@ -41,6 +42,7 @@ class Judged(NamedTuple):
     linear_top1: float | None
     linear_top5: float | None
     collapse: dict[str, np.ndarray]
+    problems: tuple[str, ...] = ()
 
 
 def split(
@@ -100,18 +102,33 @@ def judge(
     test, test_labels = query
     if not labelled(bank, query):
         return Judged(features, test, test_labels, None, None, None, None, measured)
-    scores = knn.classify(features, labels, test, classes)
-    near = knn.accuracy(scores, test_labels)
-    line = linear.probe(features, labels, test, test_labels, classes)
+    problems = []
+
+    def attempt(name, measure):
+        """A probe that cannot be fitted is a line in the result, not the end of it."""
+        try:
+            return measure()
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            problems.append(f"{name}: {type(error).__name__}: {reason}")
+            return None
+
+    def vote():
+        scores = knn.classify(features, labels, test, classes)
+        return scores, knn.accuracy(scores, test_labels)
+
+    near = attempt("kNN", vote)
+    line = attempt("linear", lambda: linear.probe(features, labels, test, test_labels, classes))
     return Judged(
         features=features,
         shown=test,
         shown_labels=test_labels,
-        predicted=scores.argmax(1).astype(np.int32),
-        knn_top1=near["top1"],
-        linear_top1=line["top1"],
-        linear_top5=line["top5"],
+        predicted=near[0].argmax(1).astype(np.int32) if near else None,
+        knn_top1=near[1]["top1"] if near else None,
+        linear_top1=line["top1"] if line else None,
+        linear_top5=line["top5"] if line else None,
         collapse=measured,
+        problems=tuple(problems),
     )
 
 

@@ -164,6 +164,6 @@ def network(o: Opened, which: str) -> tuple[Any, Encoder]:
             raise UserError(
                 f"{saved.config.method.name} has no projector; use --config.features=learned"
             )
-        found = encoder.restore(o.run, o.mesh, "projector")
+        found = encoder.restore(o.run, o.mesh, "projector", step=o.step)
         return found.variables, found.encoder
     return o.restored.variables, o.restored.encoder

@@ -1,0 +1,90 @@
+"""What happens to a workdir that holds a run already: gone on with, given way, extended."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from kit import tiny_run
+
+from ssl_jax.jobs import pretrain
+from ssl_jax.logs import metrics
+from ssl_jax.train import loop
+
+SHORT = ("--config.steps=4",)
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def rates(folder):
+    lines = metrics.read(folder / "metrics.jsonl")
+    return {r["step"]: r["learning_rate"] for r in lines if "loss" in r}
+
+
+@pytest.fixture
+def run(tmp_path):
+    tiny_run.finished(tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_finished_run_is_extended(run, tmp_path, schedule, capsys):
+    """Tenths of the peak for 0.1 epochs of 62 steps; in one go or in two it is the same."""
+    more = (*SHORT, "--config.extend=0.1", f"--config.extend_schedule={schedule}")
+    assert tiny_run.run(run, *more) == 0
+    assert "10 steps of 64 images" in capsys.readouterr().out
+    assert result(run)["steps"] == 10 and (run / "checkpoints" / "10").is_dir()
+    peak, done = 6e-3, np.arange(6) / 6
+    expected = 0.1 * peak * (1 + np.cos(np.pi * done)) / 2 if schedule == "cosine" else 0.1 * peak
+    found = [rates(run)[step] for step in range(5, 11)]
+    np.testing.assert_allclose(found, np.broadcast_to(expected, 6), rtol=1e-5, atol=1e-9)
+    assert tiny_run.run(tmp_path / "whole", *more) == 0
+    assert result(tmp_path / "whole")["fingerprint"] == result(run)["fingerprint"]
+    capsys.readouterr()
+    assert tiny_run.run(run, *more) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_a_run_that_learned_nothing_gives_way(tmp_path, monkeypatch, capsys):
+    """It failed before its first step; the flags are mended and it begins."""
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("no step was made")
+
+    with monkeypatch.context() as during:
+        during.setattr(loop, "train", fails)
+        with pytest.raises(RuntimeError):
+            tiny_run.run(tmp_path, *SHORT, "--config.seed=3")
+    assert (tmp_path / "config.json").exists()
+    assert tiny_run.run(tmp_path, *SHORT, "--config.seed=4") == 0
+    assert result(tmp_path)["seed"] == 4
+
+
+def test_overwrite_deletes_a_run_of_other_values_and_continues_one_of_the_same(run, capsys):
+    (run / "notes.txt").write_text("mine")
+    other = (*SHORT, "--config.seed=9")
+    assert tiny_run.run(run, *other) == 2
+    assert "--overwrite" in capsys.readouterr().err and result(run)["seed"] == 0
+    assert tiny_run.run(run, *other, "--overwrite") == 0
+    assert result(run)["seed"] == 9 and (run / "notes.txt").read_text() == "mine"
+    assert list(rates(run)) == [1, 2, 3, 4]
+    capsys.readouterr()
+    assert tiny_run.run(run, *other, "--overwrite") == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_a_monitor_that_fails_costs_no_training(tmp_path, monkeypatch, capsys):
+    def broken(*args):
+        raise ZeroDivisionError("no votes")
+
+    monkeypatch.setattr(pretrain.knn, "classify", broken)
+    assert tiny_run.run(tmp_path, *SHORT, "--config.monitor.every_steps=2") == 0
+    said = capsys.readouterr()
+    assert "monitor 'knn' failed at step 2 (ZeroDivisionError: no votes)" in said.err
+    found = result(tmp_path)
+    assert found["steps"] == 4 and (tmp_path / "checkpoints" / "4").is_dir()
+    assert found["knn_top1"] is None and found["linear_top1"] > 0.1
+    assert "ZeroDivisionError: no votes" in found["problems"]["learned"]
+    shutil.rmtree(tmp_path)
