@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssl_jax import methods
 from ssl_jax.contract.encoder import Encoder
 from ssl_jax.contract.method import Field, Method
 from ssl_jax.contract.source import Source
@@ -41,7 +42,7 @@ def open_words(name, split, data):
     return Source(f"words {split}", n, CLASSES, fields, read, list, names, facts)
 
 
-KIND = sources.Kind(open_words, "words")
+KIND = sources.Kind(open_words, "words", lambda data, kind: None)
 
 
 def make(config, run):
@@ -81,6 +82,13 @@ def make(config, run):
     return Method(views=views, init=init, loss=loss, encoders={"words": words_encoder})
 
 
+def register(put=dict.__setitem__):
+    """Makes source and method known by name in this process."""
+    put(sources.KINDS, "words", KIND)
+    put(methods.METHODS, "words", make)
+    put(methods.FIELDS, "words", FIELDS)
+
+
 CONFIG = """
 from ml_collections import ConfigDict
 from ssl_jax.optim import optimizers
@@ -93,7 +101,7 @@ def get_config():
     c.method = ConfigDict({"name": "words", "ratio": 0.25})
     c.model = ConfigDict({"name": "table"})
     c.optimizer = optimizers.defaults()
-    c.optimizer.name, c.optimizer.learning_rate, c.optimizer.momentum = "sgd", 0.5, 0.0
+    c.optimizer.name, c.optimizer.learning_rate, c.optimizer.momentum = "sgd", 8.0, 0.0
     c.batch, c.steps, c.log_every = 32, 12, 1
     c.monitor.every_steps, c.checkpoint.every_steps = 6, 4
     c.compile_cache = ""
