@@ -7,22 +7,25 @@ its own rows of them.
 import collections
 import functools
 import logging
-import os
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 
-from ssl_jax.contract.batch import pad
+from ssl_jax.contract.batch import pad, size
 from ssl_jax.contract.source import Lost, Source
 from ssl_jax.errors import UserError
+from ssl_jax.processes import host
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 600.0  # seconds to wait for data that is out of reach
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between two attempts; the last repeats
 LATE = 60.0  # seconds after which a batch that is being read is said to be late
+READY = 2**32  # bytes of batches in memory up to which there is a reader for every core
+FEW = 8  # readers that are not too many, whatever a batch weighs
 POLL = 0.5  # seconds between two looks at whether to leave
 
 
@@ -82,17 +85,18 @@ class Batches:
         self,
         make: Callable,
         steps: Iterable[int],
-        threads: int | None,
+        threads: int,
         ahead: int,
         patience: float = PATIENCE,
     ):
-        threads = threads or min(8, len(os.sched_getaffinity(0)))
         self.waited = 0.0
         self._make = make  # must not refer to self: a cycle would keep the threads alive
         self.leave = None
         self._patience = patience
         self._steps = iter(steps)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ssl_jax_loader")
+        # Not __del__: what that calls is gone when the interpreter ends.
+        weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
         self._made = collections.deque()
         for _ in range(threads + ahead):
             self._submit()
@@ -170,10 +174,6 @@ class Batches:
     def __exit__(self, *_):
         self.close()
 
-    def __del__(self):
-        if hasattr(self, "_made"):  # not if __init__ failed
-            self.close()
-
 
 def batches(
     source: Source,
@@ -199,7 +199,7 @@ def batches(
       stop: step to end before; None goes on for ever.
       process, processes: which rows of the global batch are read here.
       accumulate: micro-batches of a step; the rows of a process are in their order.
-      threads: batches made at the same time; None for min(8, cores of this process).
+      threads: batches made at the same time; None: see `readers`.
       ahead: finished batches that may wait. Up to threads + ahead + 1 batches are in memory.
       patience: seconds to wait for data that is out of reach, before Lost is raised.
 
@@ -220,6 +220,7 @@ def batches(
         return source.read(rows(seed, step, n, batch, process, processes, accumulate))
 
     steps = range(start, 2**62 if stop is None else stop)
+    threads = threads or readers(source, batch // processes, ahead)
     return Batches(make, steps, threads, ahead, patience)
 
 
@@ -251,7 +252,23 @@ def in_order(
         missing = b - len(real)
         return pad(found, missing, source.padding) if missing else found
 
+    threads = threads or readers(source, b, ahead)
     return Batches(make, range(-(-n // batch)), threads, ahead)
+
+
+def readers(source: Source, rows: int, ahead: int) -> int:
+    """How many threads read where nobody says it: one for every core of this process.
+
+    Every reader has a batch in memory: above FEW there are no more than keep all batches, those
+    ahead among them, within READY bytes.
+
+    Args:
+      source: of the examples.
+      rows: of a batch of this process.
+      ahead: finished batches that may wait.
+    """
+    within = READY // max(1, rows * size(source.fields)) - ahead - 1
+    return min(host.cores(), max(FEW, within))
 
 
 def _check(batch: int, process: int, processes: int) -> None:

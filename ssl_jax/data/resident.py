@@ -47,6 +47,7 @@ def pieces(
     def make(piece):
         return source.read(np.arange(piece * PIECE, min((piece + 1) * PIECE, n)))
 
+    threads = threads or loader.readers(source, min(n, PIECE), ahead)
     return loader.Batches(make, range(-(-n // PIECE)), threads, ahead, patience)
 
 

@@ -48,6 +48,13 @@ def keep_memory_pages() -> bool:
         return False
 
 
+def cores() -> int:
+    """Cores that this process may use; all of the machine where the system does not say (macOS)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def cpu_devices(rows: int, block: int, cluster: Cluster) -> int:
     """The number of CPU devices a process should make: one a core, as far as the batch divides.
 
@@ -60,8 +67,7 @@ def cpu_devices(rows: int, block: int, cluster: Cluster) -> int:
       the largest n <= min(cores // cluster.here, 8) for which rows splits into whole blocks
       on n devices of every process; 1 if there is none.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    most = max(1, min((cores or 1) // cluster.here, 8))
+    most = max(1, min(cores() // cluster.here, 8))
     fits = (n for n in range(most, 0, -1) if rows % (n * cluster.processes * block) == 0)
     return next(fits, 1)
 

@@ -85,7 +85,9 @@ def defaults() -> ConfigDict:
     c.data.range = config_dict.placeholder(object)
     c.data.max_bad = 0.01  # share of unreadable pictures above which a run stops
     c.data.patience = 600.0  # seconds to wait for data out of reach before saving and stopping
-    c.data.threads = config_dict.placeholder(int)  # reader threads; None: one a core, at most 8
+    # Reader threads. None: one a core; above 8 only as many as keep the batches that are read ahead
+    # within 4 GiB.
+    c.data.threads = config_dict.placeholder(int)
     c.data.ahead = 3  # batches read ahead
     # Names as in the set. "train", "test" and "validation" also find what is called Training, val,
     # dev and the like; another name must be there. folder: "." takes all of it as one training set.

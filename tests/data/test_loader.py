@@ -1,8 +1,12 @@
 import gc
 import itertools
+import os
+import subprocess
+import sys
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,6 +15,7 @@ from ssl_jax.contract.source import Lost, Source
 from ssl_jax.data import loader
 from ssl_jax.data.sources import open_source
 from ssl_jax.errors import UserError
+from ssl_jax.processes import host
 
 
 def count(n, read=None, name="counted"):
@@ -334,3 +339,49 @@ def test_one_may_leave_while_it_waits(hangs, monkeypatch, caplog):
     go.set()
     late = "no batch for 0 s: a reader is slow, or hangs"
     assert (late in caplog.text) == hangs
+
+
+def test_a_loader_that_is_left_open_ends_without_a_word():
+    """It lives until the interpreter ends, where modules are taken apart."""
+    script = """
+import sys
+import numpy as np
+from ssl_jax.contract.source import Source
+from ssl_jax.data import loader
+
+def read(rows):
+    return {"index": np.asarray(rows), "label": np.asarray(rows)}
+
+batches = loader.batches(Source("x", 100, 0, {}, read, lambda: []), seed=0, batch=10, threads=2)
+next(batches)
+sys.modules["kept"] = batches
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "cores, mebibytes, readers",
+    [
+        (2, 1, 2),  # one a core
+        (64, 1, 64),
+        (64, 128, 28),  # 4 GiB hold 32 batches: 28 being read, 3 ahead, 1 in use
+        (64, 600, 8),  # never fewer than 8 for want of memory
+        (4, 600, 4),
+    ],
+)
+def test_there_is_a_reader_for_every_core_that_memory_bears(cores, mebibytes, readers, monkeypatch):
+    monkeypatch.setattr(host, "cores", lambda: cores)
+    fields = {"image": jax.ShapeDtypeStruct((1 << 20,), np.uint8)}
+    source = count(10)._replace(fields=fields)
+    assert loader.readers(source, mebibytes, 3) == readers
+
+
+def test_cores_where_the_system_does_not_say(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert host.cores() == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert host.cores() == 1

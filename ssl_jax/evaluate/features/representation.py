@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ssl_jax.contract.source import Source
+from ssl_jax.data import loader
 from ssl_jax.evaluate.features import encoder
 from ssl_jax.evaluate.health import collapse
 from ssl_jax.evaluate.probes import knn, linear
@@ -141,12 +142,16 @@ def pixels(part: Part, batch: int = 1_000) -> tuple[np.ndarray, np.ndarray]:
     Returns:
       float32 [n, d] and labels int32 [n].
     """
+    source, n = part.source, len(part.rows)
+    batch = min(batch, n)
+    picked = source._replace(examples=n, read=lambda i: source.read(part.rows[i]))
     found, labels = [], []
-    for i in range(0, len(part.rows), batch):
-        read = part.source.read(part.rows[i : i + batch])
-        fields = [_raw(name, read[name], part.source) for name in part.source.fields]
-        found.append(np.concatenate(fields, 1))
-        labels.append(read["label"])
+    with loader.in_order(picked, batch=batch) as batches:
+        for i, read in enumerate(batches):
+            real = min(batch, n - i * batch)  # without the rows that pad the last batch
+            fields = [_raw(name, read[name][:real], source) for name in source.fields]
+            found.append(np.concatenate(fields, 1))
+            labels.append(read["label"][:real])
     return np.concatenate(found), np.concatenate(labels)
 
 

@@ -1,9 +1,13 @@
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.evaluate.features import collect
+from ssl_jax.contract.source import Source
+from ssl_jax.evaluate.features import collect, representation
+from ssl_jax.evaluate.features.representation import Part
 
 
 def outputs(n=10, b=4, marked=True):
@@ -68,3 +72,26 @@ def test_outputs_in_flight_are_bounded():
 def test_nothing_comes_out():
     with pytest.raises(ValueError, match="no examples"):
         collect.extract([])
+
+
+def test_pixels_are_read_by_the_loader_in_order():
+    """Rows out of order and batches that do not divide; the readers are not this thread."""
+    readers = set()
+
+    def read(rows):
+        readers.add(threading.current_thread().name)
+        rows = np.asarray(rows)
+        images = np.broadcast_to(rows[:, None, None, None], (len(rows), 2, 2, 1)).astype(np.uint8)
+        return {
+            "image": images,
+            "index": rows.astype(np.int32),
+            "label": (rows % 4).astype(np.int32),
+        }
+
+    fields = {"image": jax.ShapeDtypeStruct((2, 2, 1), np.uint8)}
+    part = Part(Source("x", 200, 4, fields, read, lambda: []), np.array([9, 150, 3, 77, 20]))
+    found, labels = representation.pixels(part, batch=2)
+    expected = np.repeat(part.rows[:, None] / 255, 4, axis=1)
+    np.testing.assert_allclose(found, expected.astype(np.float32), rtol=1e-6)
+    np.testing.assert_array_equal(labels, part.rows % 4)
+    assert readers and all(name.startswith("ssl_jax_loader") for name in readers)
