@@ -28,7 +28,9 @@ from ssl_jax.evaluate.probes import average_precision, linear
 def get_config() -> ConfigDict:
     """The probes of the linear and knn jobs; the SVM of the VOC07 protocol."""
     c = probing.defaults("transfer")
-    c.sources = config_dict.placeholder(str)  # data sets as in data.source, with commas between
+    c.sources = config_dict.placeholder(
+        str
+    )  # as in data.source, with commas between (\, in a path)
     c.multilabel = config_dict.placeholder(str)  # CSV of a set with several labels an image
     c.seed = 0  # of the hold-out
     c.grid = linear.GRID  # inverse strengths C; it grows where the best is at its edge

@@ -4,7 +4,9 @@
 prints; of several runs (seeds, say) it also reports mean and standard deviation.
 """
 
+import os
 import pathlib
+import re
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -191,16 +193,37 @@ def short_name(source: str) -> str:
 def runs_named(text: str, field: str) -> list[pathlib.Path]:
     """The workdirs of 'RUN,RUN', the value of `config.<field>`.
 
+    A comma that belongs to a path has a backslash before it; where there is a run in the folder of
+    that very name, it needs none.
+
+    A comma that belongs to a path has a backslash before it; where there is a run in the folder of
+    that very name, it needs none.
+
     Raises:
       UserError: one that is no run, or one named twice.
     """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"--config.{field} names {name} {names.count(name)} times")
-        if workdir.read_config(kept.locate(pathlib.Path(name))[0]) is None:
-            raise UserError(f"--config.{field}: there is no run in {name} (no config.json)")
-    return [pathlib.Path(name) for name in names]
+    alone = bool(text) and (kept.locate(pathlib.Path(text))[0] / "config.json").is_file()
+    names = [text] if alone else listed(text)
+    folders = [pathlib.Path(os.path.expanduser(name)) for name in names]
+    places = [folder.resolve() for folder in folders]
+    for folder, place in zip(folders, places, strict=True):
+        if places.count(place) > 1:
+            raise UserError(f"--config.{field} names {folder} {places.count(place)} times")
+        if workdir.read_config(kept.locate(folder)[0]) is None:
+            comma = "; a comma in a path is written as \\," if len(folders) > 1 else ""
+            raise UserError(
+                f"--config.{field}: there is no run in {folder} (no config.json){comma}"
+            )
+    return folders
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a list with commas between; a comma behind a backslash belongs to a part.
+
+    'a, b\\,c' -> ['a', 'b,c']
+    """
+    parts = re.split(r"(?<!\\),", text)
+    return [part.strip().replace("\\,", ",") for part in parts if part.strip()]
 
 
 def open_run(

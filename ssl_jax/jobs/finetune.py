@@ -308,13 +308,18 @@ def claim(config: ConfigDict, o: probing.Opened, facts: Run, manager) -> None:
         "run": str(o.run.resolve()),
         "step": o.restored.step,
         "data": o.learn.source.name,
+        "identity": o.learn.source.identity,
         "images": facts.examples,
     }
     if manager.latest_step() is not None:
         try:
             there = json.loads(file.read_text())
             changed = configs.differences(ConfigDict(there["config"]), ConfigDict(own["config"]))
-            changed += [name for name in own if name != "config" and there[name] != own[name]]
+            names = [name for name in own if name not in ("config", "identity")]
+            changed += [name for name in names if there[name] != own[name]]
+            # The same pictures at another place.
+            if own["identity"] and there.get("identity") == own["identity"]:
+                changed = [name for name in changed if name not in ("data", *configs.MOVED)]
         except (
             *(OSError, ValueError, KeyError),
             *(TypeError, AttributeError, RecursionError),  # JSON, but not what `own` is

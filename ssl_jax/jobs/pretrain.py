@@ -1,6 +1,7 @@
 """Pretraining: images in, a probed checkpoint out. Read it top to bottom."""
 
 import concurrent.futures
+import os
 import pathlib
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax.checkpoints import kept, store
 from ssl_jax.contract import batch
+from ssl_jax.data import sources
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate.features import encoder, representation
 from ssl_jax.evaluate.health import collapse
@@ -43,6 +45,10 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     """
     began = time.time()
     check.pretraining(config)
+    # The run can then be probed, and continued, from any folder.
+    config.data.source = sources.absolute(config.data.source)
+    if config.data.dir is not None:
+        config.data.dir = os.path.abspath(os.path.expanduser(config.data.dir))
     if config.workdir is None:
         config.workdir = str(pathlib.Path("runs") / name)
     folder = pathlib.Path(config.workdir)
@@ -67,7 +73,8 @@ def pretrain(config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path, be
     if leader:
         introduce(experiment, folder)
         devices = jax.local_device_count()
-        workdir.write_config(folder, workdir.Saved(experiment.config, experiment.run, devices))
+        now = workdir.Saved(experiment.config, experiment.run, devices)
+        workdir.write_config(folder, now._replace(identity=experiment.train.identity))
     best = kept.parse(config.checkpoint.best)
     with store.open_manager(folder / "checkpoints", config.checkpoint.keep, best) as manager:
         if leader:
@@ -116,10 +123,13 @@ def standing(
         return None
     # A field that is younger than the run: its preset's value is what the run did without it.
     later, given = commands.later(saved.config), commands.flat(config.to_dict())
+    before = saved.config.copy_and_resolve_references()
+    before.data.source = sources.absolute(before.data.source)
+    moved = configs.MOVED if goes_on(config, saved, folder) else ()
     changed = [
         field
-        for field in configs.differences(saved.config, config)
-        if field not in later or given.get(field) != later[field]
+        for field in configs.differences(before, config)
+        if field not in moved and (field not in later or given.get(field) != later[field])
     ]
     if not changed:
         return saved
@@ -131,6 +141,14 @@ def standing(
     if cluster.process == 0:
         workdir.clear(folder)
     return None
+
+
+def goes_on(config: ConfigDict, saved: workdir.Saved, folder: pathlib.Path) -> bool:
+    """Whether a run may go on where its pictures lie now; `assemble` then compares them."""
+    longer = config.extend > saved.config.get("extend", 0.0)
+    unfinished = workdir.read_result(folder) is None
+    known = bool(saved.identity) and workdir.has_learned(folder)
+    return known and (unfinished or longer) and not config.overwrite
 
 
 def check_view(e: Experiment) -> None:

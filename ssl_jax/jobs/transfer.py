@@ -72,9 +72,7 @@ def named(config: ConfigDict) -> dict[str, str]:
             "--config.data.source"
         )
     given: dict[str, str] = {}
-    for source in (config.sources or "").split(","):
-        if not (source := source.strip()):
-            continue
+    for source in probing.listed(config.sources or ""):
         short = probing.short_name(source)
         if short in given:
             raise UserError(

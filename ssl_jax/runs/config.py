@@ -44,6 +44,10 @@ FREE_ON_RESUME = (
 )
 
 
+# Fields that may differ where the same pictures lie at another place, see `Source.identity`.
+MOVED = ("data.source", "data.train_split")
+
+
 def defaults() -> ConfigDict:
     """The fields of a pretraining config, with values that suit any method.
 

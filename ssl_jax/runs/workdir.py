@@ -33,12 +33,14 @@ class Saved(NamedTuple):
       cpu_devices: CPU devices a process; used again when the run continues.
       finetuned: of a fine-tuning, what its job.json says beside them: its own config, and the
         number of classes. None of a pretraining run.
+      identity: `Source.identity` of the training data; empty in older runs.
     """
 
     config: ConfigDict
     run: Run
     cpu_devices: int
     finetuned: Mapping[str, Any] | None = None
+    identity: str = ""
 
 
 def write_config(folder: pathlib.Path, saved: Saved) -> None:
@@ -101,6 +103,7 @@ def described(saved: Saved) -> dict[str, Any]:
         "run": run,
         "fields": {k: {"dtype": f.dtype.name, "shape": list(f.shape)} for k, f in fields.items()},
         "cpu_devices": saved.cpu_devices,
+        "identity": saved.identity,
     }
 
 
@@ -129,7 +132,10 @@ def read_config(folder: pathlib.Path) -> Saved | None:
         _check(config, content["run"], content["cpu_devices"])
         fields = _fields(content.get("fields"), config)
         run = Run(**content["run"], fields=fields, facts=_facts(folder, content.get("facts")))
-        return Saved(config, run, content["cpu_devices"], finetuned)
+        identity = content.get("identity", "")
+        if not isinstance(identity, str):
+            raise TypeError(f"identity is {identity!r:.50}")
+        return Saved(config, run, content["cpu_devices"], finetuned, identity)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

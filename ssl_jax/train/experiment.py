@@ -82,6 +82,7 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
     facts = Run(*counts, dict(train.fields), dict(train.facts))
     if saved is not None:
         check_continued(config, train, saved.run, facts)
+        check_moved(config, train, saved)
     fitted, notes = recipe.fit(config, facts.total_steps / per_epoch)
     method = METHODS[config.method.name](fitted, facts)
 
@@ -184,6 +185,24 @@ def check_continued(config: ConfigDict, train: sources.Source, before: Run, now:
     if other:
         what = ", ".join(sorted(other))
         raise UserError(f"{train.name} has another {what} than {there}; {mend}")
+
+
+def check_moved(config: ConfigDict, train: sources.Source, saved: workdir.Saved) -> None:
+    """Checks that data at another place are those that a run began with.
+
+    Raises:
+      UserError: other data, or data of which that cannot be said.
+    """
+    then, now = (sources.absolute(c.data.source) for c in (saved.config, config))
+    splits = [c.data.get("train_split") for c in (saved.config, config)]
+    if (then == now and splits[0] == splits[1]) or (
+        saved.identity and saved.identity == train.identity
+    ):
+        return
+    raise UserError(
+        f"the run in {config.workdir} learned from {then}, and {train.name} holds other files "
+        "(their names or sizes differ); choose another --workdir, or give it the same files"
+    )
 
 
 def same(name: str, before: Run, now: Run) -> bool:
