@@ -202,7 +202,8 @@ def runs_named(text: str, field: str) -> list[pathlib.Path]:
     Raises:
       UserError: one that is no run, or one named twice.
     """
-    alone = bool(text) and (kept.locate(pathlib.Path(text))[0] / "config.json").is_file()
+    whole = kept.locate(pathlib.Path(text))[0]
+    alone = bool(text) and any((whole / f).is_file() for f in ("config.json", "job.json"))
     names = [text] if alone else listed(text)
     folders = [pathlib.Path(os.path.expanduser(name)) for name in names]
     places = [folder.resolve() for folder in folders]
@@ -303,7 +304,7 @@ def data_of(saved: ConfigDict, asked: ConfigDict, labels: bool) -> ConfigDict:
     """
     data = saved.copy_and_resolve_references()
     given = {name: value for name, value in asked.items() if value is not None}
-    if given.get("source", data.source) != data.source:
+    if sources.absolute(given.get("source", data.source)) != sources.absolute(data.source):
         data.update(train_split="train", test_split="test", range=None)
     data.update(given)
     if labels and data.source.startswith("folder:") and "labels" not in given:

@@ -136,7 +136,8 @@ def result(
     resumed_at: int,
 ) -> dict[str, Any]:
     """The content of result.json; every accuracy in [0, 1], None without labels."""
-    learned = judged["learned"]
+    learned, c = judged["learned"], e.config.evaluate
+    learn, judge = representation.split(e.train, e.test, c.train_examples, c.test_examples)
     steps = [r for r in metrics.read(folder / "metrics.jsonl") if "images_per_second" in r]
     speeds = [r["images_per_second"] for r in steps]
     measured = {k: float(learned.collapse[k]) for k in MONITORS}
@@ -173,6 +174,11 @@ def result(
         },
         "problems": {name: "; ".join(j.problems) for name, j in judged.items() if j.problems},
         "judged_on": "test" if e.test is not None else "a fifth of train, held out of the probes",
+        # Images that the probes learned from and were judged on, and how many there are.
+        "train_examples": len(learn.rows),
+        "test_examples": 0 if judge is None else len(judge.rows),
+        "train_set": e.train.examples,
+        "test_set": 0 if judge is None else judge.source.examples,
         "collapse": {**measured, "alarm": alarm},
         "fingerprint": store.fingerprint(state),
         "made_with": {
@@ -196,6 +202,8 @@ def text(result: Mapping[str, Any], folder: pathlib.Path) -> str:
         lines.append("no labels, so no accuracies; the collapse monitors need none:")
     else:
         lines.append(console.table(table, list(COLUMNS.values())))
+        if sample := worth.sample(result):
+            lines.append(f"kNN and linear: {sample}")
     c = result["collapse"]
     if None not in (c["feature_std_ratio"], c["effective_rank"]):
         lines.append(

@@ -7,7 +7,7 @@ from typing import Any
 
 from ssl_jax.evaluate.health import collapse
 from ssl_jax.logs import console
-from ssl_jax.report import glossary
+from ssl_jax.report import glossary, worth
 from ssl_jax.report.contents import Run
 from ssl_jax.report.markup import facts, hint, note, section, state, text
 from ssl_jax.runs.commands import flat, program
@@ -86,6 +86,8 @@ def result(run: Run) -> str:
         title = "Monitors and speed" if r else "So far"
         cards += f'<div class="card"><h3>{title}</h3>{measured}</div>'
     said = f"Judged on {r['judged_on']}." if r.get("judged_on") and "No labels" not in cards else ""
+    if said and (sample := worth.sample(r)):
+        said += f" kNN and linear probe {sample}."
     said = f"{said} {glossary.BASELINES}" if compared else said
     return section("Result", f'<div class="scores">{cards}</div>', said) if cards else ""
 

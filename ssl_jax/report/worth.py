@@ -1,4 +1,4 @@
-"""Whether training paid: accuracies of the learned features against what was there before."""
+"""What accuracies are worth: the images that they are of, and those of what was there before."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,3 +31,28 @@ def warning(result: Mapping[str, Any]) -> str | None:
         if better:
             found.append(f"{probe} reaches {100 * learned:.1f} %, below {' and '.join(better)}")
     return f"Training did not pay: {'; '.join(found)}." if found else None
+
+
+def sample(result: Mapping[str, Any]) -> str | None:
+    """Says of how many images the accuracies of a run are.
+
+    Args:
+      result: a result.json.
+
+    Returns:
+      'learned from 50,000 of 1,281,167 training images, judged on 50,000 test images'; None of a
+      run without accuracies, or one that is older than these counts.
+    """
+    learn, judge = result.get("train_examples"), result.get("test_examples")
+    if not learn or not judge:
+        return None
+    kind = "test" if result.get("judged_on") == "test" else "held-out training"
+
+    def of(used: int, there: int | None) -> str:
+        return f"{used:,} of {there:,}" if there and there > used else f"{used:,}"
+
+    whole = result.get("train_set"), result.get("test_set")
+    return (
+        f"learned from {of(learn, whole[0])} training images, judged on {of(judge, whole[1])} "
+        f"{kind} images"
+    )

@@ -360,6 +360,8 @@ def _check_result(result: dict[str, Any]) -> None:
         number(name, result.get(name), missing=True)
     for name in ("seed", "batch", "resumed_at", "skipped_steps", "unreadable_pictures"):
         number(name, result.get(name, 0))
+    for name in ("train_examples", "test_examples", "train_set", "test_set"):  # younger than some
+        number(name, result.get(name, 0))
     if not isinstance(collapse["alarm"], str | None):
         raise TypeError(f"alarm is {collapse['alarm']!r:.50}")
     group("made_with", result.get("made_with", {}))

@@ -78,3 +78,37 @@ def test_one_more_broken_picture_stops_the_run_in_one_line(pictures, tmp_path, c
     assert tiny_run.run(tmp_path, *more, "--config.steps=20") == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and "--config.data.max_bad" in last
+
+
+def test_a_stopped_run_goes_on_where_its_pictures_lie_now(tmp_path, monkeypatch, capsys):
+    """And from another folder than it began in; with other pictures it does not."""
+    rng = np.random.default_rng(0)
+    for name in (f"{c}/{i}.png" for c in "ab" for i in range(40)):
+        (tmp_path / "in, here" / name).parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(rng.integers(0, 255, (28, 28), np.uint8))
+        picture.save(tmp_path / "in, here" / name)
+    work = tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    few = ("--config.steps=4", "--config.data.labels=True")
+    assert tiny_run.run(work, *few, "--config.data.source=folder:in, here") == 0
+    config = json.loads((work / "config.json").read_text())
+    assert config["config"]["data"]["source"] == f"folder:{tmp_path}/in, here"
+    first = json.loads((work / "result.json").read_text())
+
+    (work / "result.json").unlink()  # as if it had been stopped before its probes
+    (tmp_path / "in, here").rename(tmp_path / "there")
+    monkeypatch.chdir("/")
+    moved = f"--config.data.source=folder:{tmp_path}/there"
+    (tmp_path / "there/a/0.png").rename(tmp_path / "there/a/00.png")
+    assert tiny_run.run(work, *few, moved) == 2
+    assert "holds other files" in capsys.readouterr().err
+    (tmp_path / "there/a/00.png").rename(tmp_path / "there/a/0.png")
+    assert tiny_run.run(work, *few, moved) == 0
+    again = json.loads((work / "result.json").read_text())
+    for field in ("fingerprint", "knn_top1", "linear_top1", "baselines"):
+        assert again[field] == first[field]
+    assert json.loads((work / "config.json").read_text())["config"]["data"]["source"] in moved
+    # A finished run is what it is.
+    assert tiny_run.run(work, *few, f"--config.data.source=folder:{tmp_path}") == 2
+    assert "differs in data.source" in capsys.readouterr().err
+    assert tiny_run.probe("knn", work, "--config.k=5") == 0  # its pictures are found from here

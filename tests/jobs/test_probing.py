@@ -1,6 +1,7 @@
 """Jobs on checkpoints: one run, several, and what a user mistypes."""
 
 import json
+import pathlib
 import statistics
 import types
 
@@ -18,6 +19,8 @@ from ssl_jax.errors import UserError
 from ssl_jax.evaluate import probing
 from ssl_jax.evaluate.features import encoder, representation, run_features
 from ssl_jax.logs import metrics
+from ssl_jax.report import run as report
+from ssl_jax.report import worth
 from ssl_jax.runs import config as configs
 from ssl_jax.runs import workdir
 
@@ -44,6 +47,34 @@ def test_several_runs_have_a_mean_and_a_deviation(runs, tmp_path, capsys):
     }
     assert "seed" not in found["over_runs"] and "step" not in found["over_runs"]
     assert "knn of 2 runs, mean ± standard deviation" in capsys.readouterr().out
+
+
+def test_runs_are_named_by_where_they_lie(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(runs)
+    (tmp_path / "a, b").symlink_to(runs / "0")
+    odd = str(tmp_path / "a, b")
+    assert probing.runs_named(odd, "checkpoint") == [tmp_path / "a, b"]
+    both = probing.runs_named(f"{odd.replace(',', chr(92) + ',')} , 1/", "runs")
+    assert both == [tmp_path / "a, b", pathlib.Path("1")]
+    assert probing.runs_named("", "runs") == []
+    for twice in ("0,0/", f"0,{runs}/1/../0", "0,./0,1"):
+        with pytest.raises(UserError, match="--config.checkpoint names 0 2 times"):
+            probing.runs_named(twice, "checkpoint")
+    with pytest.raises(UserError, match=r"no run in .*a \(no config.json\); a comma in a path"):
+        probing.runs_named(f"{odd},0", "checkpoint")
+
+
+def test_a_result_says_how_many_images_its_numbers_are_of(runs):
+    result = workdir.read_result(runs / "0")
+    counts = ("train_examples", "test_examples", "train_set", "test_set")
+    assert [result[name] for name in counts] == [500, 200, 4000, 1000]
+    said = "learned from 500 of 4,000 training images, judged on 200 of 1,000 test images"
+    assert worth.sample(result) == said
+    assert f"kNN and linear: {said}" in report.text(result, runs / "0")
+    whole = {**result, "train_set": 500, "judged_on": "a fifth of train, held out of the probes"}
+    assert "from 500 training images, judged on 200 of 1,000 held-out" in worth.sample(whole)
+    old = {k: v for k, v in result.items() if k not in counts}
+    assert worth.sample(old) is None and "kNN and linear:" not in report.text(old, runs / "0")
 
 
 def test_the_holdout_is_of_train(runs, tmp_path):
