@@ -22,9 +22,9 @@ Ablations of the paper (tables 5a, 5b):
 
 from ml_collections import ConfigDict
 
-from ssl_jax.augment import policies
-from ssl_jax.optim import optimizers
 from ssl_jax.runs import config as configs
+
+common = configs.load_module("common")
 
 
 def imagenet() -> ConfigDict:
@@ -37,39 +37,19 @@ def imagenet() -> ConfigDict:
     their own (the authors saw no difference to a copy). The code's online classifier, which the
     encoder does not feel, is left out: probes are a job of their own.
     """
-    c = configs.defaults()
-    c.epochs = 1_000.0
-    c.batch = 4096
-    c.data.source = "tfds:imagenet2012"
-    c.data.test_split = "validation"
-    c.data.size = 256
-    c.data.channels = 3
-    c.model = ConfigDict(
-        {
-            "name": "resnet50",
-            "width": 64,
-            "stem": "imagenet",
-            "zero_init_residual": True,  # Haiku's bottleneck: scale of the last norm starts at 0
-            "unbiased": False,  # Haiku's running variance
-            "dtype": "bfloat16",
-        }
+    c = common.imagenet(epochs=1_000.0, batch=4096)
+    c.model = common.resnet50(
+        zero_init_residual=True,  # Haiku's bottleneck: scale of the last norm starts at 0
+        unbiased=False,  # Haiku's running variance
     )
-    c.method = method(momentum=0.996, hidden=4096, width=256)
-    c.method.projector.update(initial="haiku", unbiased=False)
-    c.method.predictor.update(initial="haiku", unbiased=False)
-    c.views.first = ConfigDict(policies.make("byol_1", 224)._asdict())
-    c.views.second = ConfigDict(policies.make("byol_2", 224)._asdict())
-    c.optimizer = optimizers.defaults()
+    c.method = common.method("byol")
+    c.views.first = common.view("byol_1", 224)
+    c.views.second = common.view("byol_2", 224)
     c.optimizer.name = "lars"
     c.optimizer.learning_rate = 0.2
     c.optimizer.scaling = "linear"
     c.optimizer.warmup_epochs = 10.0
     c.optimizer.weight_decay = 1.5e-6
-    c.evaluate.size = 224
-    c.evaluate.mean, c.evaluate.std = policies.IMAGENET_MEAN, policies.IMAGENET_STD
-    c.evaluate.crop_fraction = 0.875
-    c.monitor.every_steps = 3_000
-    c.log_every = 50
     return c
 
 
@@ -80,26 +60,20 @@ def cifar10() -> ConfigDict:
     Its heads have a bias in every layer, its target starts as a copy of the online network, and its
     LARS (trust 0.02) never raises the learning rate. Its stem pads by 2 pixels, ours by 1.
     """
-    c = imagenet()
-    c.batch = 256
-    c.data.source = "tfds:cifar10"
-    c.data.test_split = "test"
-    c.data.size = 32
-    c.model.update(name="resnet18", stem="cifar", zero_init_residual=False, unbiased=True)
+    c = common.cifar10(epochs=1_000.0, batch=256)
+    c.model = common.resnet18(zero_init_residual=False, unbiased=True)
     c.method = method(momentum=0.99, hidden=4096, width=256)
     c.method.projector.biases = c.method.predictor.biases = (True, True)
     c.method.initial_target = "online"
-    c.views.first = ConfigDict(policies.make("cifar_asymmetric_1", 32)._asdict())
-    c.views.second = ConfigDict(policies.make("cifar_asymmetric_2", 32)._asdict())
+    c.views.first = common.view("cifar_asymmetric_1", 32)
+    c.views.second = common.view("cifar_asymmetric_2", 32)
     c.optimizer.name = "larc_clip"
     c.optimizer.trust_coefficient = 0.02
     c.optimizer.learning_rate = 1.0
+    c.optimizer.scaling = "linear"
+    c.optimizer.warmup_epochs = 10.0
     c.optimizer.warmup_start = 3e-5
     c.optimizer.weight_decay = 1e-5
-    c.evaluate.size = 32
-    c.evaluate.mean, c.evaluate.std = policies.CIFAR10_MEAN, policies.CIFAR10_STD
-    c.evaluate.crop_fraction = 1.0
-    c.monitor.every_steps = 2_000
     return c
 
 
@@ -110,12 +84,11 @@ def digits() -> ConfigDict:
     the projector (the official one has none), which keeps the embeddings from a few directions;
     larger crops than SimCLR's; the momentum.
     """
-    c, _ = configs.load("simclr:digits")
-    c.epochs = 40.0
+    c = common.digits(epochs=40.0)
     c.method = method(momentum=0.9, hidden=512, width=128)
     c.method.projector.norms = ("affine", "plain")
-    c.views.both.area = (0.4, 1.0)
-    c.views = both(c.views)
+    c.views.first = common.view("digits", 20, area=(0.4, 1.0))
+    c.views.second = common.view("digits", 20, area=(0.4, 1.0))
     c.optimizer.learning_rate = 3e-3
     return c
 
@@ -126,40 +99,22 @@ def peer() -> ConfigDict:
     The momentum and the BatchNorm at the end of the projector were chosen on a hold-out of train
     (docs/results.md), as in `digits`; lightly's projector has none there.
     """
-    c, _ = configs.load("simclr:peer")
+    c = common.peer()
     c.method = method(momentum=0.8, hidden=512, width=128)
     c.method.projector.biases = c.method.predictor.biases = (False, True)
     c.method.projector.norms = ("affine", "plain")
     c.method.initial_target = "online"
-    c.views = both(c.views)
+    c.views.first = common.view("digits", 28)
+    c.views.second = common.view("digits", 28)
     return c
 
 
-def both(views: ConfigDict) -> ConfigDict:
-    """`views.both` as two views that can be changed apart."""
-    return ConfigDict({"first": views.both.to_dict(), "second": views.both.to_dict()})
-
-
 def method(momentum: float, hidden: int, width: int) -> ConfigDict:
-    """Fields of `config.method`: heads of 2 layers, a bias in the first alone."""
-    head = {
-        "widths": (hidden, width),
-        "norms": ("affine", "none"),
-        "biases": (True, False),
-        "initial": "torch",
-        "unbiased": True,
-    }
-    return ConfigDict(
-        {
-            "name": "byol",
-            "projector": head,
-            "predictor": dict(head),  # {}: no predictor
-            "momentum": momentum,  # at step 0; 1 at the end. 0 stays 0
-            "stop_gradient": True,
-            "initial_target": "own",  # own | online: drawn apart, or a copy
-            "encoder": "online",  # online | target: the one that is probed
-        }
-    )
+    """Fields of `config.method`: heads of these widths, begun as PyTorch begins them."""
+    c = common.method("byol", momentum=momentum)
+    for head in (c.projector, c.predictor):
+        head.update(widths=(hidden, width), initial="torch", unbiased=True)
+    return c
 
 
 PRESETS = {"imagenet": imagenet, "cifar10": cifar10, "digits": digits, "peer": peer}

@@ -20,8 +20,9 @@ Expected:
 from ml_collections import ConfigDict
 
 from ssl_jax.augment import policies
-from ssl_jax.optim import optimizers
 from ssl_jax.runs import config as configs
+
+common = configs.load_module("common")
 
 
 def imagenet() -> ConfigDict:
@@ -30,11 +31,16 @@ def imagenet() -> ConfigDict:
     There is no official ImageNet recipe of DCL in code. Temperature 0.1, learning rate 0.075·√batch
     and weight decay 1e-6 are those of lightly's benchmark of it; all else is SimCLR's.
     """
-    c, _ = configs.load("simclr:imagenet")
-    c.epochs = 200.0
-    c.batch = 256
-    c.method = method(c.method.projector, temperature=0.1, loss_scale=2.0)
+    c = common.imagenet(epochs=200.0, batch=256)
+    c.model = common.resnet50(zero_init_residual=True, unbiased=False)
+    c.method = common.method("dcl", loss_scale=2.0)
+    c.views.both = common.view("simclr", 224)
+    c.optimizer.name = "lars_google"
+    c.optimizer.learning_rate = 0.075
+    c.optimizer.scaling = "sqrt"
+    c.optimizer.warmup_epochs = 10.0
     c.optimizer.weight_decay = 1e-6
+    c.evaluate.mean, c.evaluate.std = (0.0,), (1.0,)
     c.monitor.every_steps = 25_000
     return c
 
@@ -46,21 +52,18 @@ def cifar10() -> ConfigDict:
     Where this differs from that code: ResNet-18, as its README says (its model.py once had
     ResNet-50); the two views share one BatchNorm batch, as in SimCLR; weight decay is decoupled.
     """
-    c, _ = configs.load("simclr:cifar10")
-    c.epochs = 100.0
-    c.batch = 256
+    c = common.cifar10(epochs=100.0, batch=256)
+    c.model = common.resnet18(zero_init_residual=False, unbiased=True)
     projector = {
         "widths": (512, 128),
         "norms": ("affine", "none"),
         "biases": (False, True),
     }
-    c.method = method(projector, temperature=0.1, loss_scale=2.0)
-    c.model.zero_init_residual = False
-    c.model.unbiased = True
+    c.method = common.method("dcl", projector=projector, loss_scale=2.0)
     mean, std = policies.CIFAR10_MEAN, (0.2023, 0.1994, 0.2010)
-    policy = policies.make("cifar_weak", 32, interpolation="bilinear", blur=0.0, mean=mean, std=std)
-    c.views.both = ConfigDict(policy._asdict())
-    c.optimizer = optimizers.defaults()
+    c.views.both = common.view(
+        "cifar_weak", 32, interpolation="bilinear", blur=0.0, mean=mean, std=std
+    )
     c.optimizer.name = "adamw"
     c.optimizer.learning_rate = 1e-3
     c.optimizer.schedule = "constant"
@@ -72,7 +75,10 @@ def cifar10() -> ConfigDict:
 
 def digits() -> ConfigDict:
     """SimCLR's digits, head and optimizer included, with this loss."""
-    return small("simclr:digits")
+    c = common.digits()
+    c.method = small()
+    c.views.both = common.view("digits", 20, area=(0.25, 1.0))
+    return c
 
 
 def peer() -> ConfigDict:
@@ -81,31 +87,20 @@ def peer() -> ConfigDict:
     The loss is the authors'; lightly's weighs the negatives twice (losses/decoupled.py). The rate
     was chosen on a hold-out of train (docs/results.md).
     """
-    c = small("simclr:peer")
+    c = common.peer()
+    c.method = small()
+    c.views.both = common.view("digits", 28)
     c.optimizer.learning_rate = 9e-3
     return c
 
 
-def small(like: str) -> ConfigDict:
-    """The config `like` of SimCLR with DCL's loss."""
-    c, _ = configs.load(like)
-    c.method = method(c.method.projector, c.method.temperature, c.method.loss_scale)
-    return c
-
-
-def method(projector: ConfigDict | dict, temperature: float, loss_scale: float) -> ConfigDict:
-    """Fields of `config.method`."""
-    return ConfigDict(
-        {
-            "name": "dcl",
-            "temperature": temperature,
-            "weighted": False,  # True: DCLW
-            "sigma": 0.5,  # of DCLW's weights
-            "projector": projector,
-            "loss_scale": loss_scale,
-            "encoder_rows": 0,  # views that the encoder handles at a time on a device; 0: all
-        }
+def small() -> ConfigDict:
+    """Fields of `config.method`: a projector of 2 layers, and τ 0.2, as SimCLR's."""
+    c = common.method("dcl", temperature=0.2)
+    c.projector.update(
+        widths=(256, 128), norms=("affine", "scale"), biases=(False, False), initial="torch"
     )
+    return c
 
 
 PRESETS = {"imagenet": imagenet, "cifar10": cifar10, "digits": digits, "peer": peer}

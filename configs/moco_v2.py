@@ -20,8 +20,9 @@ on the same device: see configs/moco_v1.py on what to set for several devices.
 
 from ml_collections import ConfigDict
 
-from ssl_jax.augment import policies
 from ssl_jax.runs import config as configs
+
+common = configs.load_module("common")
 
 
 def imagenet() -> ConfigDict:
@@ -30,13 +31,18 @@ def imagenet() -> ConfigDict:
     As in the code, the hidden layer is as wide as the features (2,048), and the learning rate is
     0.03 for batch 256, a cosine held within each epoch.
     """
-    c, _ = configs.load("moco_v1:imagenet")
-    c.method.name = "moco_v2"
-    c.method.temperature = 0.2
-    c.method.projector = mlp(2048, 128)
-    c.views.both = ConfigDict(policies.make("moco_v2", 224)._asdict())
+    c = common.imagenet(epochs=200.0, batch=256)
+    c.model = common.resnet50(dtype="float32")
+    c.method = common.method("moco_v2")
+    c.views.both = common.view("moco_v2", 224)
+    c.optimizer.name = "sgd"
+    c.optimizer.learning_rate = 0.03
     c.optimizer.schedule = "cosine_per_epoch"
-    c.optimizer.milestones = ()
+    c.optimizer.weight_decay = 1e-4
+    c.optimizer.decay_exclude = ()
+    c.monitor.every_steps = 25_000
+    c.checkpoint.every_steps = 5_000
+    c.log_every = 100
     return c
 
 
@@ -47,27 +53,21 @@ def cifar10() -> ConfigDict:
     0.999. Two things differ here: solo-learn averages the loss over both directions, with a queue
     for each, and its first convolution pads by 2.
     """
-    c = imagenet()
-    c.epochs = 1_000.0
-    c.data.source = "tfds:cifar10"
-    c.data.test_split = "test"
-    c.data.size = 32
-    c.model.name = "resnet18"
-    c.model.stem = "cifar"
-    c.method.projector = mlp(2048, 256)
-    c.method.queue = 32768
-    c.method.momentum, c.method.momentum_final = 0.99, 0.999
-    c.method.group, c.method.shuffle = 0, 1
-    c.views.both = ConfigDict(policies.make("cifar_weak", 32)._asdict())
+    c = common.cifar10(epochs=1_000.0, batch=256)
+    c.model = common.resnet18(dtype="float32")
+    c.method = common.method("moco_v2", queue=32768, momentum=0.99, group=0, shuffle=1)
+    c.method.projector.widths = (2048, 256)
+    c.views.both = common.view("cifar_weak", 32)
+    c.optimizer.name = "sgd"
     c.optimizer.learning_rate = 0.3
     c.optimizer.scaling = "linear"
-    c.optimizer.schedule = "cosine"
     c.optimizer.warmup_epochs = 10.0
     c.optimizer.warmup_start = 1e-4  # 3e-5
-    c.evaluate.size = 32
-    c.evaluate.crop_fraction = 1.0
-    c.evaluate.mean, c.evaluate.std = policies.CIFAR10_MEAN, policies.CIFAR10_STD
+    c.optimizer.weight_decay = 1e-4
+    c.optimizer.decay_exclude = ()
     c.monitor.every_steps = 4_000
+    c.checkpoint.every_steps = 5_000
+    c.log_every = 100
     return c
 
 
@@ -76,11 +76,9 @@ def digits() -> ConfigDict:
 
     MoCo v1's crops and more epochs, chosen on a hold-out of train (docs/results.md).
     """
-    c, _ = configs.load("moco_v1:digits")
-    c.epochs = 60.0
-    c.method.name = "moco_v2"
-    c.method.temperature = 0.2
-    c.method.projector = mlp(256, 128)
+    c = common.digits(epochs=60.0)
+    c.method = small(momentum=0.99, group=8, shuffle=4)
+    c.views.both = common.view("digits", 20, area=(0.4, 1.0))
     return c
 
 
@@ -91,25 +89,21 @@ def peer() -> ConfigDict:
     effect. A BatchNorm without parameters at the end of the projector, momentum 0.96 (there none,
     and 0.99) and the rate were chosen on a hold-out of train (docs/results.md).
     """
-    c, _ = configs.load("simclr:peer")
-    c.method = digits().method
-    c.method.group, c.method.shuffle = 0, 1
+    c = common.peer()
+    c.method = small(momentum=0.96, group=0, shuffle=1)
+    c.method.momentum_final = 0.99
     c.method.projector.norms = ("none", "plain")
-    c.method.momentum = 0.96
+    c.views.both = common.view("digits", 28)
     c.optimizer.learning_rate = 5e-3
     return c
 
 
-def mlp(hidden: int, out: int) -> ConfigDict:
-    """Linear → ReLU → linear, without BatchNorm."""
-    return ConfigDict(
-        {
-            "widths": (hidden, out),
-            "norms": ("none", "none"),
-            "biases": (True, True),
-            "initial": "torch",
-        }
-    )
+def small(momentum: float, group: int, shuffle: int) -> ConfigDict:
+    """Fields of `config.method`: a projector of 256 → 128 and a queue of 1,024."""
+    c = common.method("moco_v2", queue=1024, group=group, shuffle=shuffle)
+    c.momentum = c.momentum_final = momentum
+    c.projector.widths = (256, 128)
+    return c
 
 
 PRESETS = {"imagenet": imagenet, "cifar10": cifar10, "digits": digits, "peer": peer}

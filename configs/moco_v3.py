@@ -19,47 +19,23 @@ Expected:
 
 from ml_collections import ConfigDict
 
-from ssl_jax.augment import policies
-from ssl_jax.optim import optimizers
 from ssl_jax.runs import config as configs
+
+common = configs.load_module("common")
 
 
 def imagenet() -> ConfigDict:
     """ResNet-50, 100 epochs at batch 4,096, LARS: the command in the official CONFIG.md."""
-    c = configs.defaults()
-    c.epochs = 100.0
-    c.batch = 4096
-    c.data.source = "tfds:imagenet2012"
-    c.data.test_split = "validation"
-    c.data.size = 256
-    c.data.channels = 3
-    c.model = ConfigDict(
-        {
-            "name": "resnet50",
-            "width": 64,
-            "stem": "imagenet",
-            "zero_init_residual": True,
-            "dtype": "bfloat16",  # the official code: mixed precision in float16
-        }
-    )
-    c.method = method(
-        temperature=1.0,
-        projector=mlp(4096, 256, layers=2, last="plain"),
-        predictor=mlp(4096, 256, layers=2, last="none"),
-    )
-    c.views.first = ConfigDict(policies.make("moco_v3_1", 224)._asdict())
-    c.views.second = ConfigDict(policies.make("moco_v3_2", 224)._asdict())
-    c.optimizer = optimizers.defaults()
+    c = common.imagenet(epochs=100.0, batch=4096)
+    c.model = common.resnet50(zero_init_residual=True)  # the official code: float16
+    c.method = common.method("moco_v3")
+    c.views.first = common.view("moco_v3_1", 224)
+    c.views.second = common.view("moco_v3_2", 224)
     c.optimizer.name = "lars"
     c.optimizer.learning_rate = 0.6
     c.optimizer.scaling = "linear"
     c.optimizer.warmup_epochs = 10.0
     c.optimizer.weight_decay = 1e-6
-    c.evaluate.size = 224
-    c.evaluate.crop_fraction = 0.875
-    c.evaluate.mean, c.evaluate.std = policies.IMAGENET_MEAN, policies.IMAGENET_STD
-    c.monitor.every_steps = 3_000
-    c.log_every = 50
     return c
 
 
@@ -68,8 +44,7 @@ def imagenet_vit_small() -> ConfigDict:
 
     AdamW decays all parameters, as in the code: biases, norms and the class token too.
     """
-    c = imagenet()
-    c.epochs = 300.0
+    c = common.imagenet(epochs=300.0, batch=4096)
     c.model = ConfigDict(
         {
             "name": "vit_small",
@@ -82,16 +57,18 @@ def imagenet_vit_small() -> ConfigDict:
             "dtype": "bfloat16",
         }
     )
-    c.method = method(
-        temperature=0.2,
-        projector=mlp(4096, 256, layers=3, last="plain"),
-        predictor=mlp(4096, 256, layers=2, last="plain"),
+    c.method = common.method("moco_v3", temperature=0.2, freeze_patch_embed=True)
+    c.method.projector.update(
+        widths=(4096, 4096, 256),
+        norms=("affine", "affine", "plain"),
+        biases=(False, False, False),
     )
-    c.method.freeze_patch_embed = True
-    for view in (c.views.first, c.views.second):
-        view.area = (0.08, 1.0)  # --crop-min
+    c.method.predictor.norms = ("affine", "plain")
+    c.views.first = common.view("moco_v3_1", 224, area=(0.08, 1.0))  # --crop-min
+    c.views.second = common.view("moco_v3_2", 224, area=(0.08, 1.0))
     c.optimizer.name = "adamw"
     c.optimizer.learning_rate = 1.5e-4
+    c.optimizer.scaling = "linear"
     c.optimizer.warmup_epochs = 40.0
     c.optimizer.weight_decay = 0.1
     c.optimizer.decay_exclude = ()
@@ -112,25 +89,18 @@ def cifar10() -> ConfigDict:
     after the optimizer instead of before the keys, which is the same but for the momentum being
     one step ahead, and its first convolution pads by 2.
     """
-    c = imagenet()
-    c.epochs = 1_000.0
-    c.batch = 256
-    c.data.source = "tfds:cifar10"
-    c.data.test_split = "test"
-    c.data.size = 32
-    c.model.name = "resnet18"
-    c.model.stem = "cifar"
-    c.model.zero_init_residual = False
-    c.method.temperature = 0.2
-    c.views.first = ConfigDict(policies.make("cifar_asymmetric_1", 32)._asdict())
-    c.views.second = ConfigDict(policies.make("cifar_asymmetric_2", 32)._asdict())
+    c = common.cifar10(epochs=1_000.0, batch=256)
+    c.model = common.resnet18(zero_init_residual=False)
+    c.method = common.method("moco_v3", temperature=0.2)
+    c.views.first = common.view("cifar_asymmetric_1", 32)
+    c.views.second = common.view("cifar_asymmetric_2", 32)
     c.optimizer.name = "larc_clip"
     c.optimizer.learning_rate = 0.3
+    c.optimizer.scaling = "linear"
     c.optimizer.trust_coefficient = 0.02
+    c.optimizer.warmup_epochs = 10.0
     c.optimizer.warmup_start = 1e-4  # 3e-5
-    c.evaluate.size = 32
-    c.evaluate.crop_fraction = 1.0
-    c.evaluate.mean, c.evaluate.std = policies.CIFAR10_MEAN, policies.CIFAR10_STD
+    c.optimizer.weight_decay = 1e-6
     c.monitor.every_steps = 4_000
     return c
 
@@ -140,44 +110,13 @@ def digits() -> ConfigDict:
 
     Larger crops than SimCLR's, twice its epochs: chosen on a hold-out of train (docs/results.md).
     """
-    c, _ = configs.load("simclr:digits")
-    c.epochs = 40.0
-    c.views.both.area = (0.4, 1.0)
-    c.method = method(
-        temperature=0.2,
-        projector=mlp(256, 128, layers=2, last="plain"),
-        predictor=mlp(256, 128, layers=2, last="none"),
-    )
-    # Two copies: a change to one view is not a change to the other.
-    c.views = ConfigDict({v: c.views.both.to_dict() for v in ("first", "second")})
+    c = common.digits(epochs=40.0)
+    c.method = common.method("moco_v3", temperature=0.2)
+    for head in (c.method.projector, c.method.predictor):
+        head.widths = (256, 128)
+    c.views.first = common.view("digits", 20, area=(0.4, 1.0))
+    c.views.second = common.view("digits", 20, area=(0.4, 1.0))
     return c
-
-
-def method(temperature: float, projector: dict, predictor: dict) -> ConfigDict:
-    """Fields of `config.method`."""
-    return ConfigDict(
-        {
-            "name": "moco_v3",
-            "temperature": temperature,
-            "projector": projector,
-            "predictor": predictor,
-            "momentum": 0.99,
-            "momentum_final": 1.0,
-            "freeze_patch_embed": False,
-            "encoder": "online",  # probing reads the base encoder
-            "encoder_rows": 0,  # images that an encoder handles at a time on a device; 0: all
-        }
-    )
-
-
-def mlp(hidden: int, out: int, layers: int, last: str) -> dict:
-    """Layers without biases, with BatchNorm and ReLU between; `last`: the norm at the end."""
-    return {
-        "widths": (hidden,) * (layers - 1) + (out,),
-        "norms": ("affine",) * (layers - 1) + (last,),
-        "biases": (False,) * layers,
-        "initial": "torch",
-    }
 
 
 PRESETS = {

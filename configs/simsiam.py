@@ -23,8 +23,11 @@ Ablations of the paper (figure 2, table 1):
 from ml_collections import ConfigDict
 
 from ssl_jax.augment import policies
-from ssl_jax.optim import optimizers
 from ssl_jax.runs import config as configs
+
+common = configs.load_module("common")
+
+CONSTANT = {"predictor": {"schedule": "constant"}}
 
 
 def imagenet() -> ConfigDict:
@@ -34,37 +37,18 @@ def imagenet() -> ConfigDict:
     no parameters, and the bias before it exists but is frozen. Weight decay takes everything else,
     scales and biases of BatchNorm included.
     """
-    c = configs.defaults()
-    c.epochs = 100.0
-    c.batch = 512
-    c.data.source = "tfds:imagenet2012"
-    c.data.test_split = "validation"
-    c.data.size = 256
-    c.data.channels = 3
-    c.model = ConfigDict(
-        {
-            "name": "resnet50",
-            "width": 64,
-            "stem": "imagenet",
-            "zero_init_residual": True,
-            "dtype": "bfloat16",
-        }
-    )
-    c.method = method(layers=3, hidden=2048, width=2048, bottleneck=512)
-    c.views.both = ConfigDict(policies.make("simsiam", 224)._asdict())
-    c.optimizer = optimizers.defaults()
+    c = common.imagenet(epochs=100.0, batch=512)
+    c.model = common.resnet50(zero_init_residual=True)
+    c.method = common.method("simsiam")
+    c.views.both = common.view("simsiam", 224)
     c.optimizer.name = "sgd"
     c.optimizer.learning_rate = 0.05
     c.optimizer.scaling = "linear"
     c.optimizer.schedule = "cosine_per_epoch"
     c.optimizer.weight_decay = 1e-4
     c.optimizer.decay_exclude = ()
-    c.optimizer.groups = ConfigDict({"predictor": {"schedule": "constant"}})
-    c.evaluate.size = 224
-    c.evaluate.mean, c.evaluate.std = policies.IMAGENET_MEAN, policies.IMAGENET_STD
-    c.evaluate.crop_fraction = 0.875
+    c.optimizer.groups = ConfigDict(CONSTANT)
     c.monitor.every_steps = 12_500
-    c.log_every = 50
     return c
 
 
@@ -72,20 +56,19 @@ def cifar10() -> ConfigDict:
     """ResNet-18 with a small stem, 800 epochs at batch 512: appendix D of the paper (not in the
     official code): a projector of 2 layers, no blur, and otherwise as on ImageNet.
     """
-    c = imagenet()
-    c.epochs = 800.0
-    c.data.source = "tfds:cifar10"
-    c.data.test_split = "test"
-    c.data.size = 32
-    c.model.name = "resnet18"
-    c.model.stem = "cifar"
-    c.method = method(layers=2, hidden=2048, width=2048, bottleneck=512)
+    c = common.cifar10(epochs=800.0, batch=512)
+    c.model = common.resnet18(zero_init_residual=True)
+    c.method = common.method("simsiam")
+    c.method.projector.update(widths=(2048, 2048), norms=("affine", "plain"), biases=(False, True))
     normal = {"mean": policies.CIFAR10_MEAN, "std": policies.CIFAR10_STD}
-    c.views.both = ConfigDict(policies.make("simsiam", 32, blur=0.0, **normal)._asdict())
+    c.views.both = common.view("simsiam", 32, blur=0.0, **normal)
+    c.optimizer.name = "sgd"
     c.optimizer.learning_rate = 0.03
+    c.optimizer.scaling = "linear"
+    c.optimizer.schedule = "cosine_per_epoch"
     c.optimizer.weight_decay = 5e-4
-    c.evaluate.update(size=32, crop_fraction=1.0, **normal)
-    c.monitor.every_steps = 2_000
+    c.optimizer.decay_exclude = ()
+    c.optimizer.groups = ConfigDict(CONSTANT)
     return c
 
 
@@ -94,46 +77,30 @@ def digits() -> ConfigDict:
 
     Chosen on a hold-out of train (docs/results.md): larger crops than SimCLR's, twice its epochs.
     """
-    c, _ = configs.load("simclr:digits")
-    c.epochs = 40.0
-    c.method = method(layers=3, hidden=512, width=512, bottleneck=128)
-    c.views.both.area = (0.4, 1.0)
+    c = common.digits(epochs=40.0)
+    c.method = small()
+    c.views.both = common.view("digits", 20, area=(0.4, 1.0))
     c.optimizer.learning_rate = 4e-3
     c.optimizer.decay_exclude = ()
-    c.optimizer.groups = ConfigDict({"predictor": {"schedule": "constant"}})
+    c.optimizer.groups = ConfigDict(CONSTANT)
     return c
 
 
 def peer() -> ConfigDict:
     """The run of lightly 1.6.0 on the same digits: its heads, one schedule for all parameters."""
-    c, _ = configs.load("simclr:peer")
-    c.method = method(layers=3, hidden=512, width=512, bottleneck=128)
+    c = common.peer()
+    c.method = small()
     c.method.projector.biases = (False, False, False)
+    c.views.both = common.view("digits", 28)
     return c
 
 
-def method(layers: int, hidden: int, width: int, bottleneck: int) -> ConfigDict:
-    """Fields of `config.method`: BatchNorm after every layer of the projector, the last without
-    parameters; a predictor that narrows and has BatchNorm inside alone.
-    """
-    projector = {
-        "widths": (hidden,) * (layers - 1) + (width,),
-        "norms": ("affine",) * (layers - 1) + ("plain",),
-        "biases": (False,) * (layers - 1) + (True,),
-    }
-    predictor = {
-        "widths": (bottleneck, width),  # predictor = {}: none
-        "norms": ("affine", "none"),
-        "biases": (False, True),
-    }
-    return ConfigDict(
-        {
-            "name": "simsiam",
-            "projector": projector,
-            "predictor": predictor,
-            "stop_gradient": True,
-        }
-    )
+def small() -> ConfigDict:
+    """Fields of `config.method`: heads of 512 dimensions."""
+    c = common.method("simsiam")
+    c.projector.widths = (512, 512, 512)
+    c.predictor.widths = (128, 512)
+    return c
 
 
 PRESETS = {"imagenet": imagenet, "cifar10": cifar10, "digits": digits, "peer": peer}

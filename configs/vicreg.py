@@ -17,9 +17,9 @@ Expected:
 
 from ml_collections import ConfigDict
 
-from ssl_jax.augment import policies
-from ssl_jax.optim import optimizers
 from ssl_jax.runs import config as configs
+
+common = configs.load_module("common")
 
 
 def imagenet() -> ConfigDict:
@@ -29,37 +29,17 @@ def imagenet() -> ConfigDict:
     variance averaged over the two views (both: see losses/redundancy.py), and Barlow Twins' pair of
     views (paper: one distribution for both, `policies.make("vicreg", 224)`).
     """
-    c = configs.defaults()
-    c.epochs = 1_000.0
-    c.batch = 2048
-    c.data.source = "tfds:imagenet2012"
-    c.data.test_split = "validation"
-    c.data.size = 256
-    c.data.channels = 3
-    c.model = ConfigDict(
-        {
-            "name": "resnet50",
-            "width": 64,
-            "stem": "imagenet",
-            "zero_init_residual": True,
-            "dtype": "bfloat16",
-        }
-    )
-    c.method = method(widths=(8192, 8192, 8192))
-    c.views.first = ConfigDict(policies.make("vicreg_1", 224)._asdict())
-    c.views.second = ConfigDict(policies.make("vicreg_2", 224)._asdict())
-    c.optimizer = optimizers.defaults()
+    c = common.imagenet(epochs=1_000.0, batch=2048)
+    c.model = common.resnet50(zero_init_residual=True)
+    c.method = common.method("vicreg")
+    c.views.first = common.view("vicreg_1", 224)
+    c.views.second = common.view("vicreg_2", 224)
     c.optimizer.name = "lars"
     c.optimizer.learning_rate = 0.2
     c.optimizer.scaling = "linear"
     c.optimizer.warmup_epochs = 10.0
     c.optimizer.final = 0.001
     c.optimizer.weight_decay = 1e-6
-    c.evaluate.size = 224
-    c.evaluate.mean, c.evaluate.std = policies.IMAGENET_MEAN, policies.IMAGENET_STD
-    c.evaluate.crop_fraction = 0.875
-    c.monitor.every_steps = 3_000
-    c.log_every = 50
     return c
 
 
@@ -69,20 +49,12 @@ def cifar10() -> ConfigDict:
     Its variance term sums the two views with a weight of 25, which is 50 on their mean, and its
     last linear layer has a bias. Its first convolution is padded by 2 pixels, ours by 1.
     """
-    c = imagenet()
-    c.batch = 256
-    c.data.source = "tfds:cifar10"
-    c.data.test_split = "test"
-    c.data.size = 32
-    c.model.name = "resnet18"
-    c.model.stem = "cifar"
-    c.model.zero_init_residual = False
-    c.method = method(widths=(2048, 2048, 2048))
-    c.method.variance = 50.0
-    c.method.projector.biases = (True, True, True)
-    c.views.first = ConfigDict(policies.make("cifar_vicreg", 32)._asdict())
-    c.views.second = ConfigDict(policies.make("cifar_vicreg", 32)._asdict())
-    c.optimizer = optimizers.defaults()
+    c = common.cifar10(epochs=1_000.0, batch=256)
+    c.model = common.resnet18(zero_init_residual=False)
+    c.method = common.method("vicreg", variance=50.0)
+    c.method.projector.update(widths=(2048, 2048, 2048), biases=(True, True, True))
+    c.views.first = common.view("cifar_vicreg", 32)
+    c.views.second = common.view("cifar_vicreg", 32)
     c.optimizer.name = "larc_clip"
     c.optimizer.trust_coefficient = 0.02
     c.optimizer.learning_rate = 0.3
@@ -90,49 +62,32 @@ def cifar10() -> ConfigDict:
     c.optimizer.warmup_epochs = 10.0
     c.optimizer.warmup_start = 1e-4  # 3e-5
     c.optimizer.weight_decay = 1e-4
-    c.evaluate.size = 32
-    c.evaluate.mean, c.evaluate.std = policies.CIFAR10_MEAN, policies.CIFAR10_STD
-    c.evaluate.crop_fraction = 1.0
-    c.monitor.every_steps = 2_000
     return c
 
 
 def digits() -> ConfigDict:
     """SimCLR's data, encoder, optimizer and views on digits, with this loss and head."""
-    return small("simclr:digits")
+    c = common.digits()
+    c.method = small()
+    c.views.first = common.view("digits", 20, area=(0.25, 1.0))
+    c.views.second = common.view("digits", 20, area=(0.25, 1.0))
+    return c
 
 
 def peer() -> ConfigDict:
     """The setting in which other libraries were measured: 300 steps on digits."""
-    return small("simclr:peer")
-
-
-def small(like: str) -> ConfigDict:
-    """The config `like` of SimCLR with VICReg's loss and a head of 512 dimensions."""
-    c, _ = configs.load(like)
-    c.method = method(widths=(512, 512, 512))
-    both = c.views.both.to_dict()
-    c.views = ConfigDict({"first": both, "second": both})
+    c = common.peer()
+    c.method = small()
+    c.views.first = common.view("digits", 28)
+    c.views.second = common.view("digits", 28)
     return c
 
 
-def method(widths: tuple[int, ...]) -> ConfigDict:
-    """Fields of `config.method`: BatchNorm after all but the last layer, which has no bias."""
-    hidden = len(widths) - 1
-    projector = {
-        "widths": widths,
-        "norms": ("affine",) * hidden + ("none",),
-        "biases": (True,) * hidden + (False,),
-    }
-    return ConfigDict(
-        {
-            "name": "vicreg",
-            "invariance": 25.0,
-            "variance": 25.0,
-            "covariance": 1.0,
-            "projector": projector,
-        }
-    )
+def small() -> ConfigDict:
+    """Fields of `config.method`: a head of 512 dimensions."""
+    c = common.method("vicreg")
+    c.projector.widths = (512, 512, 512)
+    return c
 
 
 PRESETS = {"imagenet": imagenet, "cifar10": cifar10, "digits": digits, "peer": peer}

@@ -4,6 +4,7 @@ Each is one file: FIELDS of its config, `make(config, run) -> Method` which read
 a constructor with keyword arguments of the method's own name.
 """
 
+import copy
 from typing import Any
 
 from ssl_jax.methods import (
@@ -57,4 +58,5 @@ def defaults(name: str) -> dict[str, Any]:
     Raises:
       KeyError: no such method.
     """
-    return {"name": name, **{field.name: field.default for field in FIELDS[name]}}
+    # Copies: two heads of one default can then be changed apart, and no change reaches FIELDS.
+    return {"name": name, **{field.name: copy.deepcopy(field.default) for field in FIELDS[name]}}

@@ -4,33 +4,71 @@ Reduction", algorithm 1; facebookresearch/barlowtwins main.py).
     two views of every image → encoder → projector → correlations of their features → identity
 """
 
+import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
-from ssl_jax.contract.method import Method, Run
-from ssl_jax.losses import redundancy
+from ssl_jax.contract.method import Field, Method, Run
+from ssl_jax.losses import redundancy as losses
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.parts import image_encoder
+from ssl_jax.methods.parts import image_encoder, values
 from ssl_jax.models import heads, network
+
+PROJECTOR = {
+    "widths": (8192, 8192, 8192),
+    "norms": ("affine", "affine", "none"),
+    "biases": (False, False, False),
+}
+FIELDS = (
+    Field("invariance", 1.0, "weight of Σ (1 − c_ii)²; 0: redundancy alone"),
+    Field("redundancy", 0.0051, "λ, weight of Σ c_ij² off the diagonal; 0: invariance alone"),
+    Field("projector", PROJECTOR, "fields of heads.MLP"),
+)
 
 
 def make(config: ConfigDict, run: Run) -> Method:
+    """`barlow_twins` of a config: `config.method` has FIELDS, `config.views` the augmentations
+    `first` and `second`.
+    """
+    m, encoder = config.method, models.make(config.model)
+    return barlow_twins(
+        encoder,
+        heads.make(m.projector, "--config.method.projector", dtype=encoder.dtype),
+        tuple(augment.make("none", **config.views[name]) for name in ("first", "second")),
+        augment.fixed(config.evaluate),
+        invariance=m.invariance,
+        redundancy=m.redundancy,
+    )
+
+
+def barlow_twins(
+    encoder: nn.Module,
+    projector: nn.Module,
+    policies: tuple[augment.Policy, augment.Policy],
+    view: augment.Fixed,
+    *,
+    invariance: float = 1.0,
+    redundancy: float = 0.0051,
+) -> Method:
     """Barlow Twins.
 
+    Optimizer groups: 'bias', the 1-D parameters, biases and norms, which have a learning rate of
+    their own in the code.
+
     Args:
-      config: `config.method` holds
-          invariance: weight of Σ (1 − c_ii)², 1 in the paper; 0 leaves redundancy alone;
-          redundancy: λ, weight of Σ c_ij² off the diagonal; 0 leaves invariance alone;
-          projector: fields of `heads.MLP`;
-        `config.views.first` and `.second` the augmentations, `config.model` the encoder.
-      run: not used.
+      encoder: of images, see `models.make`.
+      projector: on its features.
+      policies: the augmentations of the two views.
+      view: the fixed view of probing.
+      invariance: weight of Σ (1 − c_ii)², 1 in the paper; 0 leaves redundancy alone.
+      redundancy: λ, weight of Σ c_ij² off the diagonal; 0 leaves invariance alone.
+
+    Raises:
+      UserError: a number that cannot be.
     """
-    encoder = models.make(config.model)
-    view = augment.fixed(config.evaluate)
-    projector = heads.MLP(**config.method.projector, dtype=encoder.dtype)
-    policies = [augment.make("none", **config.views[name]) for name in ("first", "second")]
-    weights = {term: config.method[term] for term in ("invariance", "redundancy")}
+    values.not_negative(invariance=invariance, redundancy=redundancy)
+    weights = {"invariance": invariance, "redundancy": redundancy}
 
     def views(key, batch, ctx):
         return augment.crops(policies, key, batch["image"], ctx.axis)  # [b, 2, s, s, C]
@@ -49,7 +87,7 @@ def make(config: ConfigDict, run: Run) -> Method:
             h, f = network.forward(encoder, params["encoder"], f, views[:, view], ctx.axis)
             y, g = network.forward(projector, params["projector"], g, h, ctx.axis)
             z.append(y)
-        terms = redundancy.barlow_twins(*z, ctx.axis)
+        terms = losses.barlow_twins(*z, ctx.axis)
         value = sum(weight * terms[term] for term, weight in weights.items())
         metrics = terms | spread(z[0], ctx.axis)
         return value, ({"encoder": f, "projector": g}, metrics)
@@ -58,7 +96,6 @@ def make(config: ConfigDict, run: Run) -> Method:
         views=views,
         init=init,
         loss=loss,
-        # Biases and norms, the 1-D parameters, have a learning rate of their own in the code.
         labels=lambda params: jax.tree_util.tree_map_with_path(
             lambda path, _: "bias" if path[-1].key in ("bias", "scale") else "default", params
         ),

@@ -6,69 +6,102 @@ deepmind-research byol/byol_experiment.py).
     p1 ↔ z2 and, the views swapped, p2 ↔ z1: squared distance at unit length
 """
 
+import flax.linen as nn
 import jax
 from jax import lax
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
-from ssl_jax.contract.method import Method, Run
-from ssl_jax.errors import UserError, near_misses
+from ssl_jax.contract.method import Field, Method, Run
 from ssl_jax.losses import regression
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.parts import ema, image_encoder
+from ssl_jax.methods.parts import ema, image_encoder, values
 from ssl_jax.models import heads, network
 from ssl_jax.optim import schedules
 
 TARGET = ("encoder", "projector")
+HEAD = {
+    "widths": (4096, 256),
+    "norms": ("affine", "none"),
+    "biases": (True, False),
+    "initial": "haiku",
+    "unbiased": False,
+}
+FIELDS = (
+    Field("projector", HEAD, "fields of heads.MLP"),
+    Field("predictor", HEAD, "fields of heads.MLP; {}: none (table 5b: it collapses)"),
+    Field("momentum", 0.996, "τ of the target at step 0, a cosine leads to 1; 0 stays 0"),
+    Field("stop_gradient", True, "the target is a constant"),
+    Field("initial_target", "own", "own: drawn from another key | online: a copy"),
+    Field("encoder", "online", "online | target: the one that is probed"),
+)
 
 
 def make(config: ConfigDict, run: Run) -> Method:
+    """`byol` of a config: `config.method` has FIELDS, `config.views` the augmentations `first` and
+    `second`.
+    """
+    m, encoder = config.method, models.make(config.model)
+    predictor = None
+    if m.predictor and m.predictor.get("widths"):
+        predictor = heads.make(m.predictor, "--config.method.predictor", dtype=encoder.dtype)
+    return byol(
+        encoder,
+        heads.make(m.projector, "--config.method.projector", dtype=encoder.dtype),
+        predictor,
+        tuple(augment.make("none", **config.views[name]) for name in ("first", "second")),
+        augment.fixed(config.evaluate),
+        total_steps=run.total_steps,
+        momentum=m.momentum,
+        stop_gradient=m.stop_gradient,
+        initial_target=m.initial_target,
+        probed=m.encoder,
+    )
+
+
+def byol(
+    encoder: nn.Module,
+    projector: heads.MLP,
+    predictor: heads.MLP | None,
+    policies: tuple[augment.Policy, augment.Policy],
+    view: augment.Fixed,
+    *,
+    total_steps: int,
+    momentum: float = 0.996,
+    stop_gradient: bool = True,
+    initial_target: str = "own",
+    probed: str = "online",
+) -> Method:
     """BYOL.
 
     Args:
-      config: `config.method` holds
-          projector: fields of `heads.MLP`;
-          predictor: fields of `heads.MLP`, as wide at its end as the projector; None, {}
-            or no widths: no predictor (the paper's table 5b: it collapses);
-          momentum: τ of the target at step 0, raised to 1 by the last step along a cosine. 1 keeps
-            the target as it was drawn; 0 stays 0: the target is the online network itself (table
-            5a: it collapses);
-          stop_gradient: the target is a constant; False: the gradient passes through it into the
-            online parameters as if they were the target's (with momentum 0 they are);
-          initial_target: 'own', drawn from another key (the official code), or 'online', a copy;
-          encoder: which one is probed, 'online' (as the official evaluation) or 'target';
-        `config.views.first` and `.second` the augmentations of the two views, `config.model` the
-        encoder.
-      run: total_steps, for the momentum.
+      encoder: of images, see `models.make`.
+      projector: on its features.
+      predictor: on the projections, as wide at its end; None: none (the paper's table 5b: it
+        collapses).
+      policies: the augmentations of the two views.
+      view: the fixed view of probing.
+      total_steps: optimizer steps of the run, for the momentum.
+      momentum: τ of the target at step 0, raised to 1 by the last step along a cosine. 1 keeps the
+        target as it was drawn; 0 stays 0: the target is the online network itself (table 5a: it
+        collapses).
+      stop_gradient: the target is a constant; False: the gradient passes through it into the
+        online parameters as if they were the target's (with momentum 0 they are).
+      initial_target: 'own', drawn from another key (the official code), or 'online', a copy.
+      probed: 'online' (as the official evaluation) or 'target'.
 
     Raises:
-      UserError: a value that is not one of these.
+      UserError: a number or a name that cannot be, or heads that do not end at one width.
     """
-    encoder = models.make(config.model)
-    view = augment.fixed(config.evaluate)
-    networks = {
-        "encoder": encoder,
-        "projector": heads.MLP(**config.method.projector, dtype=encoder.dtype),
-    }
-    if config.method.predictor and config.method.predictor.widths:
-        networks["predictor"] = heads.MLP(**config.method.predictor, dtype=encoder.dtype)
-        ends = [config.method[name].widths[-1] for name in ("predictor", "projector")]
-        if ends[0] != ends[1]:
-            raise UserError(
-                f"method.predictor.widths ends with {ends[0]}; the projector ends with {ends[1]}"
-            )
-    for field, known in (("initial_target", ("own", "online")), ("encoder", ("online", "target"))):
-        if config.method[field] not in known:
-            hint = near_misses(config.method[field], known)
-            raise UserError(f"method.{field} is {config.method[field]!r}.{hint}")
-    if not 0 <= config.method.momentum <= 1:
-        raise UserError(f"method.momentum is {config.method.momentum}; it must be from 0 to 1")
-    policies = [augment.make("none", **config.views[name]) for name in ("first", "second")]
-    own_target, probed = config.method.initial_target == "own", config.method.encoder
-    stop_gradient = config.method.stop_gradient
-    momentum = schedules.cosine(config.method.momentum, 1.0, run.total_steps)
-    if config.method.momentum == 0:
-        momentum = schedules.constant(0.0)
+    values.share(momentum=momentum)
+    values.known(("own", "online"), initial_target=initial_target)
+    values.known(("online", "target"), encoder=probed)
+    networks = {"encoder": encoder, "projector": projector}
+    if predictor is not None:
+        networks["predictor"] = predictor
+        heads.check_ends(predictor, projector)
+    own_target = initial_target == "own"
+    at = schedules.cosine(momentum, 1.0, total_steps) if momentum else schedules.constant(0.0)
 
     def views(key, batch, ctx):
         return augment.crops(policies, key, batch["image"], ctx.axis)  # [b, 2, s, s, C]
@@ -108,19 +141,19 @@ def make(config: ConfigDict, run: Run) -> Method:
         value = regression.squared_distance(p1, z2) + regression.squared_distance(p2, z1)
         metrics = {
             "projection_similarity": -regression.negative_cosine(z1, z2),
-            "momentum": momentum(ctx.step),
+            "momentum": at(ctx.step),
             **spread(z1, ctx.axis),
         }
         return value, ({**state, **stats, "target_stats": target_stats}, metrics)
 
     def after_step(params, state, ctx):
         online = {name: params[name] for name in TARGET}
-        return params, {**state, "target": ema.update(state["target"], online, momentum(ctx.step))}
+        return params, {**state, "target": ema.update(state["target"], online, at(ctx.step))}
 
     return Method(
         views=views,
         init=init,
         loss=loss,
         after_step=after_step,
-        encoders=image_encoder.of_two(encoder, networks["projector"], view, probed),
+        encoders=image_encoder.of_two(encoder, projector, view, probed),
     )

@@ -12,7 +12,7 @@ from ssl_jax import augment, models
 from ssl_jax.contract.method import Field, Method, Run
 from ssl_jax.losses import contrastive
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.parts import image_encoder
+from ssl_jax.methods.parts import image_encoder, values
 from ssl_jax.models import heads, network
 
 # BatchNorm stands after every layer, the last one without a bias (tf2/model.py).
@@ -37,7 +37,7 @@ def make(config: ConfigDict, run: Run) -> Method:
     m, encoder = config.method, models.make(config.model)
     return simclr(
         encoder,
-        heads.MLP(**m.projector, dtype=encoder.dtype),
+        heads.make(m.projector, "--config.method.projector", dtype=encoder.dtype),
         augment.make("none", **config.views.both),
         augment.fixed(config.evaluate),
         temperature=m.temperature,
@@ -71,7 +71,12 @@ def simclr(
       chunk: candidates that the loss handles at a time, 0 for all at once.
       encoder_rows: views that are drawn and go through the encoder at a time on a device, 0 for all
         at once, see `network.forward_in_pieces`.
+
+    Raises:
+      UserError: a number that cannot be.
     """
+    values.positive(temperature=temperature, loss_scale=loss_scale)
+    values.count(0, chunk=chunk, encoder_rows=encoder_rows)
 
     def views(key, batch, ctx):
         both = augment.undrawn(2, key, batch["image"], ctx.axis)

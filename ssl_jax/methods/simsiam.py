@@ -5,56 +5,82 @@ facebookresearch/simsiam simsiam/builder.py and main_simsiam.py).
     p of one view ↔ z of the other, z a constant: −cos, both ways
 """
 
+import flax.linen as nn
 import jax
 from jax import lax
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
-from ssl_jax.contract.method import Method, Run
-from ssl_jax.errors import UserError
+from ssl_jax.contract.method import Field, Method, Run
 from ssl_jax.losses import regression
 from ssl_jax.losses.spread import spread
 from ssl_jax.methods.parts import image_encoder
 from ssl_jax.models import heads, network
 from ssl_jax.optim import rules
 
+PROJECTOR = {
+    "widths": (2048, 2048, 2048),
+    "norms": ("affine", "affine", "plain"),
+    "biases": (False, False, True),
+}
+PREDICTOR = {"widths": (512, 2048), "norms": ("affine", "none"), "biases": (False, True)}
+FIELDS = (
+    Field("projector", PROJECTOR, "fields of heads.MLP"),
+    Field("predictor", PREDICTOR, "fields of heads.MLP; {}: none (table 1a: it collapses)"),
+    Field("stop_gradient", True, "z is a constant; False: figure 2, it collapses"),
+)
+
 
 def make(config: ConfigDict, run: Run) -> Method:
+    """`simsiam` of a config: `config.method` has FIELDS, `config.views.both` is the policy."""
+    m, encoder = config.method, models.make(config.model)
+    predictor = None
+    if m.predictor and m.predictor.get("widths"):
+        predictor = heads.make(m.predictor, "--config.method.predictor", dtype=encoder.dtype)
+    return simsiam(
+        encoder,
+        heads.make(m.projector, "--config.method.projector", dtype=encoder.dtype),
+        predictor,
+        augment.make("none", **config.views.both),
+        augment.fixed(config.evaluate),
+        stop_gradient=m.stop_gradient,
+    )
+
+
+def simsiam(
+    encoder: nn.Module,
+    projector: heads.MLP,
+    predictor: heads.MLP | None,
+    policy: augment.Policy,
+    view: augment.Fixed,
+    *,
+    stop_gradient: bool = True,
+) -> Method:
     """SimSiam.
 
+    Optimizer groups: 'predictor' (the paper keeps its learning rate constant), 'frozen' (the bias
+    of the projector's last linear layer, which the BatchNorm after it cancels).
+
     Args:
-      config: `config.method` holds
-          projector: fields of `heads.MLP`;
-          predictor: fields of `heads.MLP`, as wide at its end as the projector; None, {}
-            or no widths: no predictor, p = z (the paper's table 1a: it collapses);
-          stop_gradient: z is a constant; False lets the gradient through (figure 2: it collapses);
-        `config.views.both` the augmentation of both views, `config.model` the encoder.
-        Optimizer groups: 'predictor' (the paper keeps its learning rate constant), 'frozen' (the
-        bias of the projector's last linear layer, which the BatchNorm after it cancels).
-      run: not used.
+      encoder: of images, see `models.make`.
+      projector: on its features.
+      predictor: on the projections, as wide at its end; None: none, p = z (the paper's table 1a: it
+        collapses).
+      policy: the augmentation of both views.
+      view: the fixed view of probing.
+      stop_gradient: z is a constant; False lets the gradient through (figure 2: it collapses).
 
     Raises:
       UserError: predictor and projector do not end at one width.
     """
-    encoder = models.make(config.model)
-    view = augment.fixed(config.evaluate)
-    networks = {
-        "encoder": encoder,
-        "projector": heads.MLP(**config.method.projector, dtype=encoder.dtype),
-    }
+    networks = {"encoder": encoder, "projector": projector}
     siamese, prediction = tuple(networks), ()
-    if config.method.predictor and config.method.predictor.widths:
-        networks["predictor"] = heads.MLP(**config.method.predictor, dtype=encoder.dtype)
+    if predictor is not None:
+        networks["predictor"] = predictor
         prediction = ("predictor",)
-        ends = [config.method[name].widths[-1] for name in ("predictor", "projector")]
-        if ends[0] != ends[1]:
-            raise UserError(
-                f"method.predictor.widths ends with {ends[0]}; the projector ends with {ends[1]}"
-            )
-    policy = augment.make("none", **config.views.both)
-    stop_gradient = config.method.stop_gradient
-    last = len(config.method.projector.widths) - 1
-    cancelled = config.method.projector.norms[last] != "none"
+        heads.check_ends(predictor, projector)
+    last = len(projector.widths) - 1
+    cancelled = projector.norms[last] != "none"
 
     def views(key, batch, ctx):
         return augment.crops((policy, policy), key, batch["image"], ctx.axis)  # [b, 2, s, s, C]
@@ -99,5 +125,5 @@ def make(config: ConfigDict, run: Run) -> Method:
         init=init,
         loss=loss,
         labels=labels,
-        encoders=image_encoder.of_one(encoder, networks["projector"], view),
+        encoders=image_encoder.of_one(encoder, projector, view),
     )

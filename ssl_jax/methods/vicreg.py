@@ -4,33 +4,71 @@ Self-Supervised Learning", algorithm 1; facebookresearch/vicreg main_vicreg.py).
     two views of every image → encoder → projector → alike, spread out, decorrelated
 """
 
+import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
-from ssl_jax.contract.method import Method, Run
+from ssl_jax.contract.method import Field, Method, Run
 from ssl_jax.losses import redundancy
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.parts import image_encoder
+from ssl_jax.methods.parts import image_encoder, values
 from ssl_jax.models import heads, network
+
+PROJECTOR = {
+    "widths": (8192, 8192, 8192),
+    "norms": ("affine", "affine", "none"),
+    "biases": (True, True, False),
+}
+FIELDS = (
+    Field("invariance", 25.0, "weight of the distance of the two views"),
+    Field("variance", 25.0, "weight of the deviations below 1"),
+    Field("covariance", 1.0, "weight of the covariances of two features"),
+    Field("projector", PROJECTOR, "fields of heads.MLP"),
+)
 
 
 def make(config: ConfigDict, run: Run) -> Method:
+    """`vicreg` of a config: `config.method` has FIELDS, `config.views` the augmentations `first`
+    and `second`.
+    """
+    m, encoder = config.method, models.make(config.model)
+    return vicreg(
+        encoder,
+        heads.make(m.projector, "--config.method.projector", dtype=encoder.dtype),
+        tuple(augment.make("none", **config.views[name]) for name in ("first", "second")),
+        augment.fixed(config.evaluate),
+        invariance=m.invariance,
+        variance=m.variance,
+        covariance=m.covariance,
+    )
+
+
+def vicreg(
+    encoder: nn.Module,
+    projector: nn.Module,
+    policies: tuple[augment.Policy, augment.Policy],
+    view: augment.Fixed,
+    *,
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance: float = 1.0,
+) -> Method:
     """VICReg.
 
     Args:
-      config: `config.method` holds
-          invariance, variance, covariance: weights of the three terms of `redundancy.vicreg` (sim,
-            std and cov in the official code: 25, 25, 1);
-          projector: fields of `heads.MLP`;
-        `config.views.first` and `.second` the augmentations, `config.model` the encoder.
-      run: not used.
+      encoder: of images, see `models.make`.
+      projector: on its features.
+      policies: the augmentations of the two views.
+      view: the fixed view of probing.
+      invariance, variance, covariance: weights of the three terms of `redundancy.vicreg` (sim, std
+        and cov in the official code).
+
+    Raises:
+      UserError: a number that cannot be.
     """
-    encoder = models.make(config.model)
-    view = augment.fixed(config.evaluate)
-    projector = heads.MLP(**config.method.projector, dtype=encoder.dtype)
-    policies = [augment.make("none", **config.views[name]) for name in ("first", "second")]
-    weights = {term: config.method[term] for term in ("invariance", "variance", "covariance")}
+    weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
+    values.not_negative(**weights)
 
     def views(key, batch, ctx):
         return augment.crops(policies, key, batch["image"], ctx.axis)  # [b, 2, s, s, C]

@@ -19,6 +19,8 @@ SimCLR's last norm has a scale and no bias (`center=use_bias`), on every version
 BatchNorm has no effect on the output, but it is a parameter: it counts in a layer-wise optimizer.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -27,7 +29,7 @@ import jax.numpy as jnp
 
 from ssl_jax.contract.precision import wide, wide_dtype
 from ssl_jax.errors import UserError, near_misses
-from ssl_jax.models.linear import Linear
+from ssl_jax.models.linear import INITS, Linear
 from ssl_jax.models.norm import BatchNorm
 
 # name -> (use_scale, use_bias) of the BatchNorm.
@@ -114,6 +116,57 @@ class MLP(nn.Module):
                     name=f"norm{i}",
                 )(x, train)
         return x.astype(kind)
+
+
+def make(fields: Mapping[str, Any], where: str, **more: Any) -> MLP:
+    """The `MLP` that a configuration describes.
+
+    Args:
+      fields: of `MLP`, as a dict or ConfigDict.
+      where: name of the field that holds them, for messages.
+      more: fields that the configuration does not say: dtype, group.
+
+    Raises:
+      UserError: an unknown field or name, or not one entry a layer, of at least one layer.
+    """
+    given = {key: fields[key] for key in fields}
+    names = {f.name for f in dataclasses.fields(MLP)} - {"parent", "name", "axis", *more}
+    for key, value in given.items():
+        if key not in names:
+            raise UserError(f"{where} has no field {key}.{near_misses(key, names)}")
+        if isinstance(value, list):
+            given[key] = tuple(value)
+    layers = {key: given.get(key, ()) for key in ("widths", "norms", "biases")}
+    if not layers["widths"] or len({len(values) for values in layers.values()}) > 1:
+        lengths = ", ".join(f"{len(values)} {key}" for key, values in layers.items())
+        raise UserError(f"{where} has {lengths}; it must have one of each for every layer")
+    for width in layers["widths"]:
+        if width < 1:
+            raise UserError(f"{where}.widths has {width}; widths must be at least 1")
+    initial, activation = (given.get(key, getattr(MLP, key)) for key in ("initial", "activation"))
+    for field, values, known in (
+        ("norms", layers["norms"], NORMS),
+        ("initial", (initial,), INITS),
+        ("activation", (activation,), ACTIVATIONS),
+    ):
+        for value in values:
+            if value not in known:
+                raise UserError(f"{where}.{field} has {value!r}.{near_misses(value, known)}")
+    return MLP(**given, **more)
+
+
+def check_ends(predictor: MLP, projector: MLP) -> None:
+    """Checks that a prediction is as wide as what it predicts.
+
+    Raises:
+      UserError: it is not.
+    """
+    ends = [head.widths[-1] for head in (predictor, projector)]
+    if ends[0] != ends[1]:
+        raise UserError(
+            f"--config.method.predictor.widths ends with {ends[0]}; "
+            f"the projector ends with {ends[1]}"
+        )
 
 
 class DINOHead(nn.Module):
