@@ -17,6 +17,7 @@ from ssl_jax.evaluate.features import encoder
 from ssl_jax.processes import host
 from ssl_jax.report import dense_pictures, pictures
 from ssl_jax.runs import workdir
+from ssl_jax.train import past
 
 TASKS = ("segment", "depth", "both")
 SHOWN = 6  # scenes in the picture
@@ -48,7 +49,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     for folder in runs:
         sized = config.copy_and_resolve_references()
         if sized.data.size is None:
-            sized.data.size = workdir.read_config(folder).config.evaluate.size
+            sized.data.size = past.read(folder).config.evaluate.size
         o = probing.open_run(sized, folder, cluster, alone=len(runs) == 1, labels=False)
         results.append(probing.conclude(o, config, measure(o, sized)))
     if len(runs) > 1:

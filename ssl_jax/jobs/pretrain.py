@@ -21,9 +21,9 @@ from ssl_jax.evaluate.probes import knn, linear
 from ssl_jax.logs import console
 from ssl_jax.processes import host, talk
 from ssl_jax.report import run as report
-from ssl_jax.runs import check, commands, lock, workdir
+from ssl_jax.runs import check, lock, workdir
 from ssl_jax.runs import config as configs
-from ssl_jax.train import feed, loop, session, stopping
+from ssl_jax.train import feed, loop, past, session, stopping
 from ssl_jax.train.experiment import Experiment, assemble, begin, compile_step, introduce, settle
 from ssl_jax.train.state import TrainState
 
@@ -44,6 +44,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
       UserError: anything the user can mend.
     """
     began = time.time()
+    config = past.complete(config)  # a file of the user's own may be older than a field
     check.pretraining(config)
     # The run can then be probed, and continued, from any folder.
     config.data.source = sources.absolute(config.data.source)
@@ -118,19 +119,13 @@ def standing(
     Raises:
       UserError: there is a run of other values.
     """
-    saved = workdir.read_config(folder)
+    saved = past.read(folder)
     if saved is None:
         return None
-    # A field that is younger than the run: its preset's value is what the run did without it.
-    later, given = commands.later(saved.config), commands.flat(config.to_dict())
     before = saved.config.copy_and_resolve_references()
     before.data.source = sources.absolute(before.data.source)
     moved = configs.MOVED if goes_on(config, saved, folder) else ()
-    changed = [
-        field
-        for field in configs.differences(before, config)
-        if field not in moved and (field not in later or given.get(field) != later[field])
-    ]
+    changed = [field for field in configs.differences(before, config) if field not in moved]
     if not changed:
         return saved
     if not config.overwrite and workdir.has_learned(folder):

@@ -18,6 +18,7 @@ from ssl_jax.evaluate.features import encoder, representation, run_features
 from ssl_jax.evaluate.probes import average_precision, knn, linear
 from ssl_jax.processes import host
 from ssl_jax.runs import workdir
+from ssl_jax.train import past
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
@@ -239,7 +240,7 @@ def conclude(
     Returns:
       the content of result.json: every number under its own name, besides the table.
     """
-    saved = workdir.read_config(run)
+    saved = past.read(run)
     flat = {}
     for row in (*single, *multi):
         for field in MEASURES:

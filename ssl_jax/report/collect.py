@@ -22,7 +22,8 @@ from ssl_jax.logs import metrics as logs
 from ssl_jax.methods import METHODS
 from ssl_jax.report import attention, pictures, prototypes, reconstructions
 from ssl_jax.report.contents import Neighbours, Pictures, Points, Run
-from ssl_jax.runs import commands, workdir
+from ssl_jax.runs import commands, completion, workdir
+from ssl_jax.train import past
 from ssl_jax.train.state import TrainState
 
 POINTS = 1_000  # of the plane; t-SNE takes seconds
@@ -87,6 +88,7 @@ def run_of(folder: pathlib.Path, drawn: Pictures | None, notes: tuple[str, ...] 
     saved = workdir.read_config(folder)
     if saved is None:
         raise UserError(f"there is no run in {folder} (no config.json)")
+    whole = past.complete(saved.config)
     metrics = folder / "metrics.jsonl"
     records = logs.read(metrics) if metrics.exists() else []
     result, missing = None, "The run is not finished: there is no result.json."
@@ -111,10 +113,10 @@ def run_of(folder: pathlib.Path, drawn: Pictures | None, notes: tuple[str, ...] 
         records=records,
         result=result,
         width=width,
-        command=commands.run_command(saved.config, str(folder)),
+        command=commands.run_command(whole, str(folder)),
         pictures=drawn,
         notes=notes,
-        later=commands.later(saved.config),
+        later=completion.added(saved.config, whole),
     )
 
 

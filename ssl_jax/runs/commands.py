@@ -36,7 +36,7 @@ def run_command(config: ConfigDict, folder: str) -> str | None:
     `configs/<method>.py` that differs least, with the fields that differ.
 
     Args:
-      config: of the run.
+      config: of the run, complete (`completion.complete`).
       folder: its workdir.
 
     Returns:
@@ -50,7 +50,7 @@ def run_command(config: ConfigDict, folder: str) -> str | None:
     words = []
     for field in configs.differences(preset, config):
         if field in absent(config, preset):
-            continue  # what the preset says of it is what the run did
+            continue  # of the model: what the preset says of it is what the run did
         if field not in mine or field not in theirs or mine[field] is None:
             return None
         value = mine[field]
@@ -74,12 +74,6 @@ def nearest(config: ConfigDict) -> tuple[str, ConfigDict] | None:
         return None
     name = min(known, key=lambda name: len(configs.differences(known[name], config)))
     return name, known[name]
-
-
-def later(config: ConfigDict) -> dict[str, Any]:
-    """Dotted names of fields that came after a run -> what its preset, or any, says of them."""
-    found = nearest(config)
-    return absent(config, found[1] if found else configs.defaults())
 
 
 def absent(config: ConfigDict, preset: ConfigDict) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from ssl_jax.evaluate.features.representation import Part
 from ssl_jax.methods import METHODS
 from ssl_jax.models.vit import patchify
 from ssl_jax.report import attention, collect, prototypes, reconstructions
-from ssl_jax.runs import commands
+from ssl_jax.runs import commands, completion
 from ssl_jax.runs import config as configs
+from ssl_jax.train import past
 
 
 def source(count, classes=3):
@@ -299,20 +300,21 @@ def test_the_command_brings_the_config_back():
     assert configs.differences(c, again) == [] and again.workdir == "runs/my run"
 
 
-def test_a_field_that_came_after_the_run_is_as_the_preset_says():
+def test_a_field_that_came_after_the_run_is_as_it_was_without_it():
     c, _ = configs.load("configs/simclr.py:digits")
     whole = c.to_dict()
-    gone = whole["optimizer"].pop("weight_decay")
+    del whole["optimizer"]["weight_decay"], whole["method"]["encoder_rows"]
     del whole["monitor"]["linear"]
     old = ConfigDict(whole)
-    assert commands.later(old) == {"optimizer.weight_decay": gone, "monitor.linear": 0.1}
-    command = commands.run_command(old, "W")
-    assert command == "python -m ssl_jax.main --config simclr:digits --workdir W"
-    # Another model has fields of its own, and a method file of one's own no presets.
+    expected = {"optimizer.weight_decay": 0.0, "method.encoder_rows": 0, "monitor.linear": 0.1}
+    assert completion.added(old, past.complete(old)) == expected
+    # The preset says 0.01, which is not what the run did.
+    command = commands.run_command(past.complete(old), "W")
+    words = "--config simclr:digits --config.optimizer.weight_decay=0.0 --workdir W"
+    assert command == f"python -m ssl_jax.main {words}"
+    # Another model has fields of its own.
     old.model = ConfigDict({"name": "resnet18"})
-    assert not any(field.startswith("model.") for field in commands.later(old))
-    old.method.name = "of_my_own"
-    assert commands.later(old) == {"monitor.linear": 0.1}
+    assert not any(f.startswith("model.") for f in completion.added(old, past.complete(old)))
 
 
 def test_no_command_where_flags_cannot_say_it():

@@ -22,7 +22,7 @@ from ssl_jax.methods import METHODS
 from ssl_jax.models.vit import ViT
 from ssl_jax.processes import host
 from ssl_jax.runs import workdir
-from ssl_jax.train import supervised
+from ssl_jax.train import past, supervised
 from ssl_jax.train.state import TrainState, make_create
 
 
@@ -202,7 +202,7 @@ def restore(
     """
     folder, number = kept.locate(folder)
     which = step if number is None else str(number)
-    saved = workdir.read_config(folder)
+    saved = past.read(folder)
     if saved is None:
         raise UserError(f"--config.checkpoint: there is no run in {folder} (no config.json)")
     try:
