@@ -35,6 +35,7 @@ FLAGS = """\
 usage: {program} --config CONFIG[:PRESET] [--workdir FOLDER] [--config.FIELD=VALUE …]
 
   --config CONFIG[:PRESET] what to run, see below; without a preset, the first of its presets
+  --help [CONFIG]          this text; with a config its presets and the fields of its method
   --config.FIELD=VALUE     changes a field of it: --config.batch=64 --config.optimizer.name=adamw
   --workdir FOLDER         where the run lives (default runs/CONFIG_PRESET, in the folder that you
                            are in); the same command again continues the run there
@@ -53,7 +54,9 @@ without the last three flags; launch/ in the repository has scripts that start a
 exit codes: 0 done; 2 a mistake that the message names; 75 the other processes did not come;
 143 asked to stop (SIGTERM, Ctrl-C) and saved: the same command continues"""
 
+HELP = {"--help", "-h", "-help", "--helpfull"}
 INDENTED = {"initial_indent": "  ", "subsequent_indent": "  "}
+HANGING = {"initial_indent": "  ", "subsequent_indent": " " * 22}
 NESTED = {"initial_indent": " " * 19, "subsequent_indent": " " * 28}
 
 EXAMPLES = """\
@@ -72,8 +75,8 @@ def main(argv: list[str]) -> int:
     """
     host.keep_memory_pages()
     try:
-        if not argv or {"--help", "-h", "-help", "--helpfull"} & set(argv):
-            print(help_text())
+        if not argv or HELP & set(argv):
+            print(help_text(helped(argv)))
             return 0
         return run(argv)
     except UserError as error:
@@ -214,8 +217,24 @@ def take_config(argv: list[str]) -> tuple[str, list[str]]:
     return found[0], rest
 
 
-def help_text() -> str:
-    """Flags, jobs, methods, configs with their presets, examples."""
+def helped(argv: list[str]) -> str | None:
+    """The config that help is asked about: the word after --help, or that of --config; or None."""
+    for before, word in zip(argv, [*argv[1:], ""], strict=False):
+        if before in {*HELP, "--config", "-config"} and word and not word.startswith("-"):
+            return word
+        if before.startswith(("--config=", "-config=")):
+            return before.partition("=")[2]
+    return None
+
+
+def help_text(config: str | None = None) -> str:
+    """Flags, jobs, methods, configs with their presets, examples; or all about one config.
+
+    Raises:
+      UserError: there is no config of that name.
+    """
+    if config is not None:
+        return help_of(config)
     from ssl_jax.methods import METHODS
     from ssl_jax.runs import commands
     from ssl_jax.runs import config as configs
@@ -234,6 +253,43 @@ def help_text() -> str:
         if presets := ", ".join(getattr(module, "PRESETS", {})):
             lines.append(textwrap.fill(f"presets: {presets}", 98, **NESTED))
     return "\n".join(lines)
+
+
+def help_of(argument: str) -> str:
+    """What a config file says of itself, its presets, and the fields of their method.
+
+    Args:
+      argument: its name or path, with or without a preset, as `--config` takes it.
+
+    Raises:
+      UserError: there is no such file, or it makes no config.
+    """
+    from ssl_jax import methods
+    from ssl_jax.runs import config as configs
+
+    config, _ = configs.load(argument)
+    module = configs.load_module(configs.split(argument)[0])
+    lines = [(module.__doc__ or "").strip()]
+    if presets := getattr(module, "PRESETS", {}):
+        lines += ["", "presets:"]
+        for name, preset in presets.items():
+            title = (preset.__doc__ or "").strip().split("\n\n")[0]
+            lines.append(textwrap.fill(f"{name:<20}{' '.join(title.split())}", 98, **HANGING))
+    name = config.method.name if "method" in config else None
+    if name in methods.METHODS and methods.FIELDS[name]:
+        lines += ["", f"fields of {name}, with their defaults (a preset may have others):"]
+        for field in methods.FIELDS[name]:
+            lines += field_help(field)
+    return "\n".join(lines)
+
+
+def field_help(field) -> list[str]:
+    """`--config.method.NAME` with its default and its meaning; those of a head below it."""
+    inner = field.default if isinstance(field.default, dict) else {}
+    default = "" if inner else repr(field.default)
+    lines = [f"  --config.method.{field.name:<24}{default:<14}{field.meaning}"]
+    lines += [f"  --config.method.{field.name + '.' + k:<24}{v!r}" for k, v in inner.items()]
+    return lines
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from ssl_jax import main
-from ssl_jax.methods import METHODS
+from ssl_jax.methods import FIELDS, METHODS
 
 DIGITS = ("--config", "configs/simclr.py:digits", "--config.cpu_devices=4")
 
@@ -58,6 +58,32 @@ def test_help_lists_jobs_methods_configs_with_presets_and_examples(capsys):
         assert (f"\n  {file.stem} " in text) == (file.stem != "common"), "which is no config"
     assert text.count("python -m ssl_jax.main --config ") == 4
     assert max(map(len, text.splitlines())) < 120, "wide terminals are not everyone's"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help", "moco_v3"],
+        ["--help", "configs/moco_v3.py:digits"],
+        ["--config", "moco_v3", "--help"],
+        ["--config=moco_v3", "-h"],
+    ],
+)
+def test_help_about_a_config_has_its_text_presets_and_the_fields_of_its_method(argv, capsys):
+    assert main.main(argv) == 0
+    text = capsys.readouterr().out
+    assert "MoCo v3: no queue" in text and "--config configs/moco_v3.py:imagenet\n" in text
+    assert "\n  imagenet_vit_base   ViT-B/16" in text
+    rows = {line.split()[0]: line for line in text.splitlines() if "--config.method." in line}
+    assert set(rows) > {f"--config.method.{field.name}" for field in FIELDS["moco_v3"]}
+    row = rows["--config.method.momentum"].split(maxsplit=2)
+    assert row[1] == "0.99" and row[2].startswith("m of the target")
+    assert rows["--config.method.predictor.norms"].endswith("('affine', 'none')")
+
+
+def test_help_about_no_config_is_a_line(capsys):
+    assert main.main(["--help", "moco_v4"]) == 2
+    assert "Did you mean moco_v" in capsys.readouterr().err
 
 
 def test_help_speaks_of_the_program_that_was_started(monkeypatch, capsys):

@@ -188,6 +188,14 @@ def load_module(name: str) -> ModuleType:
     return module
 
 
+def split(argument: str) -> tuple[str, str]:
+    """'simclr:digits' -> ('simclr', 'digits'), 'simclr' -> ('simclr', '')."""
+    name, colon, preset = argument.rpartition(":")
+    if not colon or preset.endswith(".py"):  # no preset, perhaps a colon in a folder's name
+        return argument, ""
+    return name, preset
+
+
 def load(argument: str) -> tuple[ConfigDict, str]:
     """Loads a config by its name or path: `simclr`, `simclr:digits`, `my/own.py:preset`.
 
@@ -197,9 +205,7 @@ def load(argument: str) -> tuple[ConfigDict, str]:
     Raises:
       UserError: unknown config, file or preset, or a file that makes no config.
     """
-    name, colon, preset = argument.rpartition(":")
-    if not colon or preset.endswith(".py"):  # no preset, perhaps a colon in a folder's name
-        name, preset = argument, ""
+    name, preset = split(argument)
     module = load_module(name)
     if not hasattr(module, "get_config"):
         raise UserError(f"--config: {name} has no function get_config(preset)")
