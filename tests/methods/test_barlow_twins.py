@@ -41,7 +41,7 @@ def context(axis=None):
 def make(monkeypatch, encoder=None, preset="imagenet", **changes):
     """The method of a preset with its networks replaced."""
     monkeypatch.setattr(barlow_twins.models, "make", lambda _: encoder or Affine())
-    monkeypatch.setattr(barlow_twins.heads, "MLP", lambda **_: Affine())
+    monkeypatch.setattr(barlow_twins.heads, "make", lambda fields, where, **_: Affine())
     config, _ = configs.load(f"configs/barlow_twins.py:{preset}")
     config.method.update(changes)
     return barlow_twins.make(config, RUN)

@@ -30,8 +30,10 @@ class Net:
 
     dtype = jnp.float32
 
-    def __init__(self, centred=True):
+    def __init__(self, centred=True, fields=None):
         self.centred = centred
+        if fields:  # of a head
+            self.widths, self.norms = fields["widths"], fields.get("norms")
 
     def clone(self, axis):
         return self
@@ -53,7 +55,7 @@ def make(monkeypatch):
 
     def make(centred=True, preset="digits", run=RUN, **fields):
         monkeypatch.setattr(byol.models, "make", lambda _: Net(centred))
-        monkeypatch.setattr(byol.heads, "MLP", lambda **_: Net(centred))
+        monkeypatch.setattr(byol.heads, "make", lambda fields, where, **_: Net(centred, fields))
         config, _ = configs.load(f"configs/byol.py:{preset}")
         with config.unlocked():
             for name, value in fields.items():

@@ -37,7 +37,7 @@ def value_and_grad(monkeypatch, preset, **changes):
     config, _ = configs.load(f"configs/dcl.py:{preset}")
     config.method.update(changes)
     monkeypatch.setattr(dcl.models, "make", lambda _: Identity())
-    monkeypatch.setattr(dcl.heads, "MLP", lambda **_: Identity())
+    monkeypatch.setattr(dcl.heads, "make", lambda fields, where, **_: Identity())
     method = dcl.make(config, RUN)
     empty = {"encoder": {}, "projector": {}}
     views = jnp.stack([golden["x1"], golden["x2"]], 1)  # [8, 2, 12]

@@ -102,7 +102,7 @@ def test_the_imagenet_preset_has_the_scale_of_the_official_loss(monkeypatch):
             return x, {}
 
     monkeypatch.setattr(simclr.models, "make", lambda _: Identity())
-    monkeypatch.setattr(simclr.heads, "MLP", lambda **_: Identity())
+    monkeypatch.setattr(simclr.heads, "make", lambda fields, where, **_: Identity())
     method = simclr.make(config, Run(1_281_167, 4096, 312, 31_200))
     hidden = golden["hidden"]  # view 1 of all rows, then view 2
     views = jnp.asarray(np.stack(np.split(hidden, 2), axis=1))  # [8, 2, 12]

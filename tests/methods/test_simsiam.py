@@ -31,8 +31,10 @@ class Net:
 
     dtype = jnp.float32
 
-    def __init__(self, centred=True):
+    def __init__(self, centred=True, fields=None):
         self.centred = centred
+        if fields:  # of a head
+            self.widths, self.norms = fields["widths"], fields.get("norms")
 
     def clone(self, axis):
         return self
@@ -54,7 +56,7 @@ def make(monkeypatch):
 
     def make(centred=True, preset="digits", **fields):
         monkeypatch.setattr(simsiam.models, "make", lambda _: Net(centred))
-        monkeypatch.setattr(simsiam.heads, "MLP", lambda **_: Net(centred))
+        monkeypatch.setattr(simsiam.heads, "make", lambda fields, where, **_: Net(centred, fields))
         config, _ = configs.load(f"configs/simsiam.py:{preset}")
         with config.unlocked():
             for name, value in fields.items():

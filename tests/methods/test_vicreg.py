@@ -40,7 +40,7 @@ def context(axis=None):
 def make(monkeypatch, encoder=None, **changes):
     """The method of the imagenet preset with its networks replaced."""
     monkeypatch.setattr(vicreg.models, "make", lambda _: encoder or Affine())
-    monkeypatch.setattr(vicreg.heads, "MLP", lambda **_: Affine())
+    monkeypatch.setattr(vicreg.heads, "make", lambda fields, where, **_: Affine())
     config, _ = configs.load("configs/vicreg.py:imagenet")
     config.method.update(changes)
     return vicreg.make(config, RUN)
