@@ -3,12 +3,16 @@
 import importlib
 import inspect
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from ssl_jax import methods
-from ssl_jax.contract.method import Run
+from ssl_jax import augment, methods, models
+from ssl_jax.contract.method import Context, Run
 from ssl_jax.errors import UserError
-from ssl_jax.methods import METHODS
+from ssl_jax.methods import METHODS, moco_v1
+from ssl_jax.models import heads
 from ssl_jax.runs import config as configs
 
 RUN = Run(4000, 128, 31, 620)
@@ -100,3 +104,36 @@ def test_a_head_that_cannot_be_is_refused(name, wrong, message):
     with pytest.raises(UserError, match="--config.method.projector") as error:
         METHODS[name](config, RUN)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_constructor_called_from_python_computes_what_a_config_does():
+    config, _ = configs.load("moco_v1:digits")
+    config.model.width, config.model.blocks = 8, (1,)
+    made = moco_v1.make(config, RUN)
+    called = moco_v1.moco_v1(
+        models.make({"name": "resnet", "blocks": (1,), "width": 8, "stem": "small"}),
+        heads.MLP(widths=(128,), norms=("none",), biases=(True,)),
+        augment.make("digits", 20, area=(0.4, 1.0)),
+        augment.fixed(config.evaluate),
+        total_steps=620,
+        batch=128,
+        queue=1024,
+        momentum=0.99,
+        momentum_final=0.99,
+        group=8,
+        shuffle=4,
+    )
+    zero = jnp.zeros((), jnp.int32)
+    ctx = Context(zero, zero, jnp.zeros(()), jax.random.key(0), None)
+    image = np.zeros((32, 28, 28, 1), np.uint8)
+
+    def program(method):
+        def step(key, image):
+            views = method.views(key, {"image": image}, ctx)
+            params, state = method.init(key, views)
+            return method.loss(params, state, views, ctx)[0]
+
+        return jax.jit(step).lower(jax.random.key(1), image).as_text()
+
+    assert made.block == called.block == 32
+    assert program(made) == program(called)
