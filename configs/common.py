@@ -37,6 +37,7 @@ def imagenet(epochs: float, batch: int) -> ConfigDict:
     c.data.channels = 3
     c.model = resnet50()
     c.evaluate.size = 224
+    c.evaluate.train_examples = 2_000_000  # all, as in the numbers that papers give
     c.evaluate.crop_fraction = 0.875
     c.evaluate.mean, c.evaluate.std = policies.IMAGENET_MEAN, policies.IMAGENET_STD
     c.monitor.every_steps = 3_000

@@ -3,6 +3,7 @@
     python -m ssl_jax.main --config configs/knn.py --config.checkpoint=runs/quickstart
 
 Expected: knn_top1 as in the run's result.json. Another data set: --config.data.source=tfds:name.
+At most 50,000 images are learned from; papers take all of ImageNet: --config.train_examples=2000000
 A table over k and temperature, in the same pass over the features:
 
     … --config.split=holdout '--config.grid_k=(5,20,200)' '--config.grid_temperature=(0.07,0.1,0.2)'

@@ -303,7 +303,7 @@ def judge_pixels(e: Experiment) -> representation.Judged:
     """The baseline of probes on raw pixels."""
     parts = evaluated(e)
     seen = [representation.pixels(part) if part else None for part in parts]
-    return representation.judge(*seen, e.train.classes)
+    return representation.without_features(representation.judge(*seen, e.train.classes))
 
 
 def judge(e: Experiment, encode, state: TrainState) -> dict[str, representation.Judged]:
@@ -323,6 +323,7 @@ def judge(e: Experiment, encode, state: TrainState) -> dict[str, representation.
             for part in evaluated(e)
         ]
         judged[name] = representation.judge(*seen, e.train.classes)
+    judged["untrained"] = representation.without_features(judged["untrained"])
     return judged
 
 

@@ -31,6 +31,9 @@ FREE_ON_RESUME = (
     "parallel",
     "steps_at_once",
     "model.remat",
+    "evaluate.batch",
+    "evaluate.train_examples",  # of the last probes; the result says how many there were
+    "evaluate.test_examples",
     "monitor",
     "checkpoint",
     "report",

@@ -191,6 +191,13 @@ def test_classes_without_a_label_are_no_accuracy():
     assert judged.knn_top1 is judged.linear_top1 is judged.predicted is None
     assert judged.collapse["feature_std"] > 0
     assert representation.judge((x, np.arange(30) % 3), (y, known), 3).knn_top1 is not None
+    # No class in common: every accuracy would be 0.
+    others = representation.judge((x, np.full(30, 2)), (y, np.arange(10) % 2), 3)
+    assert others.knn_top1 is others.linear_top1 is None
+    with pytest.raises(UserError, match="have no class in common"):
+        representation.check_classes(np.full(30, 2), np.array([0, 1, -1]))
+    representation.check_classes(np.full(30, 2), np.array([0, 2, -1]))
+    representation.check_classes(none, known)
 
 
 def test_any_kept_checkpoint_can_be_probed(tmp_path, capsys):

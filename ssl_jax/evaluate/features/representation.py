@@ -6,6 +6,7 @@ import numpy as np
 
 from ssl_jax.contract.source import Source
 from ssl_jax.data import loader
+from ssl_jax.errors import UserError
 from ssl_jax.evaluate.features import encoder
 from ssl_jax.evaluate.health import collapse
 from ssl_jax.evaluate.probes import knn, linear
@@ -77,11 +78,37 @@ def split(
 
 
 def labelled(*sets: tuple[np.ndarray, np.ndarray] | None) -> bool:
-    """Whether each of the (features, labels) has a row with a label.
+    """Whether each of the (features, labels) has labels, and there is a class that all have.
 
     A set may have classes and no labels all the same: the unlabelled split of STL-10.
     """
-    return all(one is not None and (one[1] >= 0).any() for one in sets)
+    if any(one is None for one in sets):
+        return False
+    found = [{*np.unique(labels[labels >= 0]).tolist()} for _, labels in sets]
+    return bool(set.intersection(*found))
+
+
+def check_classes(labels: np.ndarray, judged: np.ndarray) -> None:
+    """Checks that there is something to judge; where no row has a label, probes say so themselves.
+
+    Args:
+      labels, judged: int [n] and [m], of the rows to learn from and to be judged on; -1: none.
+
+    Raises:
+      UserError: no class in common: every accuracy would be 0.
+    """
+    there, asked = (np.unique(x[x >= 0]) for x in (labels, judged))
+    if len(there) and len(asked) and not np.isin(asked, there).any():
+        raise UserError(
+            "the images to learn from and those to be judged on have no class in common, so there "
+            "is nothing to judge; other splits are named by --config.data.train_split and "
+            "--config.data.test_split"
+        )
+
+
+def without_features(judged: Judged) -> Judged:
+    """`judged` for a baseline of which the accuracies alone are shown: its features take memory."""
+    return judged._replace(features=np.empty((0, judged.features.shape[1]), np.float32))
 
 
 def judge(
@@ -93,7 +120,8 @@ def judge(
 
     Args:
       bank: features float32 [n, d] and labels int32 [n] (-1: none) to learn from.
-      query: the same to judge on, or None. Without a label in both there are no accuracies.
+      query: the same to judge on, or None. Without a label in both, and without a class that both
+        have, there are no accuracies.
       classes: number of classes.
     """
     features, labels = bank

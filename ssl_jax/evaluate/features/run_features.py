@@ -76,6 +76,7 @@ def features(o: Opened, batch: int, which: str = "learned") -> Features:
         ]
     seconds = time.perf_counter() - began
     (train, train_labels), (test, test_labels) = both
+    representation.check_classes(train_labels, test_labels)
     return Features(train, train_labels, test, test_labels, (len(train) + len(test)) / seconds)
 
 
@@ -104,6 +105,7 @@ def features_apart(
         encode = encoder.compile_encode(read or own.features, here)
         compute = computing(encode, layout.put_here(variables), batch)
     train, test = (part_apart(compute, part, o.mesh) for part in (o.learn, o.judge))
+    representation.check_classes(train.labels, test.labels)
     n = len(train.labels) + len(test.labels)
     speed = n / (time.perf_counter() - began)
     return FeaturesApart(train, apart.gather(test), test.labels, speed)
