@@ -30,7 +30,7 @@ def write(file: pathlib.Path, runs: Sequence[Run]) -> None:
       UserError: it could not be written in all that time.
     """
     html = render(runs) if jax.process_index() == 0 else None
-    names = ",".join(run.folder for run in runs)
+    names = ",".join(run.folder.replace(",", "\\,") for run in runs)
     then = f"{commands.program()} --config report --config.runs={shlex.quote(names)} writes it"
     workdir.write_file(file, html, then)
 
