@@ -216,7 +216,7 @@ def text(result: Mapping[str, Any], folder: pathlib.Path) -> str:
             f"along {c['embedding_rank']:.1f} directions"
         )
     for name, problem in result.get("problems", {}).items():
-        lines.append(f"could not be measured on {ROWS[name]}: {problem}")
+        lines.append(f"could not be measured on {ROWS.get(name, name)}: {problem}")
     if c["alarm"]:
         lines.append(f"ALARM: {c['alarm']}")
     if warning := worth.warning(result):

@@ -364,7 +364,8 @@ def _check_result(result: dict[str, Any]) -> None:
         number(name, result.get(name, 0))
     if not isinstance(collapse["alarm"], str | None):
         raise TypeError(f"alarm is {collapse['alarm']!r:.50}")
-    group("made_with", result.get("made_with", {}))
+    for name in ("made_with", "problems"):  # younger than some results
+        group(name, result.get(name, {}))
 
 
 def _short(error: BaseException) -> str:
