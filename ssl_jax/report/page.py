@@ -87,7 +87,8 @@ def of_run(run: Run, number: int, data: dict[str, Any], alone: bool) -> str:
       alone: its curves are here, not among those of other runs.
     """
     p, name = run.pictures or Pictures(), f"run{number}"
-    notes = [*filter(None, [worth.warning(run.result or {})]), *sections.problems(run), *run.notes]
+    result = run.result or {}
+    notes = [*filter(None, [worth.warning(result)]), *worth.problems(result), *run.notes]
     parts = [sections.top(run), sections.alarm(run), *map(note, notes), sections.result(run)]
     drawn = charts.of_runs([run]) if alone else {}
     if p.spectra:

@@ -234,8 +234,7 @@ def text(result: Mapping[str, Any], folder: pathlib.Path) -> str:
             f"embeddings: std {c['embedding_std']:.2f} of an isotropic one, "
             f"along {c['embedding_rank']:.1f} directions"
         )
-    for name, problem in result.get("problems", {}).items():
-        lines.append(f"could not be measured on {ROWS.get(name, name)}: {problem}")
+    lines += worth.problems(result)
     if c["alarm"]:
         lines.append(f"ALARM: {c['alarm']}")
     if warning := worth.warning(result):

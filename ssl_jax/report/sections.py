@@ -92,17 +92,6 @@ def result(run: Run) -> str:
     return section("Result", f'<div class="scores">{cards}</div>', said) if cards else ""
 
 
-def problems(run: Run) -> list[str]:
-    """What could not be measured at the end, and why; a line each."""
-    found = (run.result or {}).get("problems")
-    named = {"learned": "the learned features", **dict(BASELINES)}
-    if not isinstance(found, Mapping):
-        return []
-    return [
-        f"Could not be measured on {named.get(name, name)}: {why}." for name, why in found.items()
-    ]
-
-
 def score(r: dict[str, Any], key: str, title: str) -> str:
     """One accuracy, against the same of raw pixels and of the untrained encoder; '' without."""
     if not is_number(r.get(key)):

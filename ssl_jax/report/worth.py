@@ -56,3 +56,16 @@ def sample(result: Mapping[str, Any]) -> str | None:
         f"learned from {of(learn, whole[0])} training images, judged on {of(judge, whole[1])} "
         f"{kind} images"
     )
+
+
+def problems(result: Mapping[str, Any]) -> list[str]:
+    """What could not be measured at the end, and why, a line each.
+
+    Args:
+      result: a result.json; one that is older than the field has none.
+    """
+    found = result.get("problems")
+    named = {**BASELINES, "learned": "the learned features"}
+    if not isinstance(found, Mapping):
+        return []
+    return [f"Could not be measured on {named.get(k, k)}: {why}" for k, why in found.items()]

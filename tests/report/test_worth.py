@@ -50,6 +50,15 @@ def test_training_that_did_not_pay_is_said(found, words):
     assert worth.warning(found) == words
 
 
+def test_what_could_not_be_measured_is_named():
+    found = {"problems": {"learned": "a class has one image", "pixels": "no memory"}}
+    assert worth.problems(found) == [
+        "Could not be measured on the learned features: a class has one image",
+        "Could not be measured on raw pixels: no memory",
+    ]
+    assert worth.problems({}) == [] == worth.problems({"problems": "x"})
+
+
 @pytest.mark.parametrize("knn", [0.75, 0.85])
 def test_the_console_and_the_page_say_it(knn, tmp_path):
     found = result(knn, 0.96)
