@@ -3,7 +3,8 @@
 KNN = "An image gets the class of its most similar training images; nothing is fitted."
 LINEAR = "One linear layer is fitted on the frozen features: the usual test of what they hold."
 BASELINES = (
-    "Raw pixels and the untrained encoder are judged by the same probe: training must beat both."
+    "The same probe judges the learned features, the data as they are, and the encoder before "
+    "training; training pays where the first is the best."
 )
 ONLINE = (
     "The online linear probe has one fixed regularisation (monitor.linear); that of the result is "

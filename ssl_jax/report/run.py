@@ -20,7 +20,6 @@ from ssl_jax.runs import commands, workdir
 from ssl_jax.train.experiment import Experiment
 from ssl_jax.train.state import TrainState
 
-ROWS = {"pixels": "raw pixels", "untrained": "untrained encoder", "learned": "learned features"}
 COLUMNS = {"knn_top1": "kNN", "linear_top1": "linear"}
 EMBEDDED = ("embedding_std", "embedding_rank")  # of `losses.spread`
 
@@ -77,7 +76,8 @@ def draw(
     pixels = judged["pixels"].knn_top1
     accuracy = pictures.PANELS[1]
     if pixels is not None:
-        accuracy = accuracy._replace(lines=(("raw pixels", pixels),))
+        raw = "raw pixels" if "image" in e.train.fields else "raw data"
+        accuracy = accuracy._replace(lines=((raw, pixels),))
     panels = (pictures.PANELS[0], accuracy, *pictures.PANELS[2:])
     found = {"curves.png": pictures.png(lambda f: pictures.curves(f, records, panels, title))}
 
@@ -192,6 +192,7 @@ def result(
             for name in ("pixels", "untrained")
         },
         "problems": {name: "; ".join(j.problems) for name, j in judged.items() if j.problems},
+        "fields": sorted(e.train.fields),
         "judged_on": "test" if e.test is not None else "a fifth of train, held out of the probes",
         # Images that the probes learned from and were judged on, and how many there are.
         "train_examples": len(learn.rows),
@@ -213,8 +214,10 @@ def result(
 def text(result: Mapping[str, Any], folder: pathlib.Path) -> str:
     """What the console says at the end: the table, where things are, how to probe again."""
     rows = {**result["baselines"], "learned": result}
+    named = {**worth.baselines(result), "learned": "learned features"}
     table = {
-        ROWS[name]: {title: rows[name][key] for key, title in COLUMNS.items()} for name in ROWS
+        shown.removeprefix("the "): {title: rows[name][key] for key, title in COLUMNS.items()}
+        for name, shown in named.items()
     }
     lines = []
     if result["knn_top1"] is None:
