@@ -105,6 +105,9 @@ def run_of(
         notes = (*notes, "There are no metrics yet.")
     if result is None:
         notes = (missing, *notes)
+    said = (result or {}).get("width")  # younger than some results
+    if width is None and type(said) is int and 0 < said < 2**31:
+        width = said
     return Run(
         name=folder.resolve().name,
         folder=str(folder),

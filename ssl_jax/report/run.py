@@ -193,6 +193,7 @@ def result(
         },
         "problems": {name: "; ".join(j.problems) for name, j in judged.items() if j.problems},
         "fields": sorted(e.train.fields),
+        "width": learned.features.shape[1],
         "judged_on": "test" if e.test is not None else "a fifth of train, held out of the probes",
         # Images that the probes learned from and were judged on, and how many there are.
         "train_examples": len(learn.rows),
