@@ -43,6 +43,11 @@ OF_METRICS = {
     "student_entropy": "How undecided the student is between outputs; 0 if it always picks one.",
     "teacher_student_kl": "How far the student's answer is from the teacher's; 0 if they agree.",
     "prototypes_used": "Prototypes that images are given to; few of them are a collapse.",
+    "accuracy": "How often the network solves the task that it is trained on.",
+    "explained": (
+        "Share of the variance within hidden patches that the decoder explains: 1 if every pixel is "
+        "right, 0 if it is no better than the mean of the patch."
+    ),
     "invariance": "The part of the loss that makes two views of an image alike.",
     "redundancy": "The part of the loss that keeps the directions of the embedding independent.",
     "variance": "The part of the loss that keeps different images apart.",
