@@ -45,7 +45,7 @@ OF_METRICS = {
     "prototypes_used": "Prototypes that images are given to; few of them are a collapse.",
     "accuracy": "How often the network solves the task that it is trained on.",
     "explained": (
-        "Share of the variance within hidden patches that the decoder explains: 1 if every pixel is "
+        "Share of the variance within hidden patches that is explained: 1 if every pixel is "
         "right, 0 if it is no better than the mean of the patch."
     ),
     "invariance": "The part of the loss that makes two views of an image alike.",
