@@ -33,7 +33,7 @@ def test_json_of_another_kind_is_one_line(content, tmp_path):
         folder=tmp_path,
         run=tmp_path / "run",
         restored=types.SimpleNamespace(step=1),
-        learn=types.SimpleNamespace(source=types.SimpleNamespace(name="digits")),
+        learn=types.SimpleNamespace(source=types.SimpleNamespace(name="digits", identity="")),
     )
     manager = types.SimpleNamespace(latest_step=lambda: 1)
     with pytest.raises(UserError, match=r"^\S+job.json is damaged \(.*\); choose") as found:
