@@ -24,11 +24,6 @@ from ssl_jax.errors import UserError
 from ssl_jax.methods.parts import image_encoder, pictures
 from ssl_jax.models import heads, network
 
-SHOWN = (
-    "The first of each row is the original, the others puzzles as the network gets them: every "
-    "tile of mean 0 and deviation 1."
-)
-
 
 def make(config: ConfigDict, run: Run) -> Method:
     """Jigsaw.
@@ -114,5 +109,5 @@ def make(config: ConfigDict, run: Run) -> Method:
         init=init,
         loss=loss,
         encoders=image_encoder.of_one(encoder, projector, view),
-        show={"views": Show(lambda params, state: {}, show, SHOWN)},
+        show={"views": Show(lambda params, state: {}, show)},
     )

@@ -17,7 +17,6 @@ from ssl_jax.methods.parts import image_encoder, pictures
 from ssl_jax.models import heads, network
 
 ROTATIONS = 4
-SHOWN = "The first of each row is the original, the others one view of it in its four rotations."
 
 
 def make(config: ConfigDict, run: Run) -> Method:
@@ -70,5 +69,5 @@ def make(config: ConfigDict, run: Run) -> Method:
         encoders={
             "encoder": image_encoder.image_encoder(encoder, image_encoder.online("encoder"), view)
         },
-        show={"views": Show(lambda params, state: {}, show, SHOWN)},
+        show={"views": Show(lambda params, state: {}, show)},
     )

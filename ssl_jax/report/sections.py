@@ -19,6 +19,7 @@ MEANINGS = {
     "std of the embeddings": glossary.OF_METRICS["embedding_std"],
     "directions of the embeddings": glossary.OF_METRICS["embedding_rank"],
 }
+BASELINES = (("pixels", "raw pixels"), ("untrained", "untrained encoder"))
 
 
 def top(run: Run) -> str:
@@ -92,15 +93,12 @@ def result(run: Run) -> str:
 
 
 def score(r: dict[str, Any], key: str, title: str) -> str:
-    """One accuracy, against the same of the baselines; '' without."""
+    """One accuracy, against the same of raw pixels and of the untrained encoder; '' without."""
     if not is_number(r.get(key)):
         return ""
     rows = [("learned, without labels", r[key], "learned")]
     base = r.get("baselines", {})
-    rows += [
-        (name.removeprefix("the "), base.get(part, {}).get(key), "")
-        for part, name in worth.baselines(r).items()
-    ]
+    rows += [(name, base.get(part, {}).get(key), "") for part, name in BASELINES]
     bars = "".join(
         f'<li class="{kind}"><span>{name}</span><i style="--s:{value:.4f}"></i>'
         f"<b>{100 * value:.1f}</b></li>"

@@ -9,7 +9,7 @@ import types
 import jax
 import numpy as np
 import pytest
-from kit import kills, tiny_run
+from kit import kills, programs, tiny_run
 
 from ssl_jax.checkpoints import store as checkpoint
 from ssl_jax.data import resident
@@ -22,7 +22,7 @@ from ssl_jax.runs import config as configs
 from ssl_jax.runs import workdir
 from ssl_jax.train import experiment, loop, stopping
 
-# The last call has two steps. SGD at a small rate, as in test_devices.py: rounding stays rounding.
+# The last call has two steps.
 RUN = (
     "--config.steps=14",
     "--config.log_every=4",
@@ -58,15 +58,19 @@ def parameters(folder):
         return jax.tree.leaves(checkpoint.restore(manager, 14, like).params)
 
 
-def test_it_learns_what_the_ordinary_run_learns_and_logs_at_the_same_steps(undisturbed, tmp_path):
-    assert tiny_run.run(tmp_path, *RUN) == 0
-    for found, want in zip(parameters(undisturbed), parameters(tmp_path), strict=True):
-        np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
-    ours, theirs = (records(f, "loss") for f in (undisturbed, tmp_path))
+def test_it_learns_what_the_ordinary_run_learns_and_logs_at_the_same_steps(tmp_path):
+    """In float64: two programs round alike on no processor."""
+    folders = tmp_path / "calls", tmp_path / "steps"
+    with programs.float64():
+        for folder, given in zip(folders, (CALLS, RUN), strict=True):
+            assert tiny_run.run(folder, *given, "--config.model.dtype=float64") == 0
+        for found, want in zip(*map(parameters, folders), strict=True):
+            np.testing.assert_allclose(found, want, rtol=1e-9, atol=1e-12)
+    ours, theirs = (records(f, "loss") for f in folders)
     assert [r["step"] for r in ours] == [r["step"] for r in theirs] == [4, 8, 12, 14]
     for name in ("loss", "gradient_norm", "embedding_std", "learning_rate"):
-        np.testing.assert_allclose(*([r[name] for r in rs] for rs in (ours, theirs)), rtol=1e-4)
-    looked = [[r["step"] for r in records(f, "knn_top1")] for f in (undisturbed, tmp_path)]
+        np.testing.assert_allclose(*([r[name] for r in rs] for rs in (ours, theirs)), rtol=1e-6)
+    looked = [[r["step"] for r in records(f, "knn_top1")] for f in folders]
     assert looked == [[4, 8, 12, 14]] * 2
 
 
@@ -90,6 +94,7 @@ def test_stopped_and_continued_is_as_never_stopped(undisturbed, tmp_path, monkey
     assert [r["step"] for r in records(tmp_path, "loss")] == [4, 8, 12, 14]
 
 
+@pytest.mark.long
 def test_two_processes_stop_after_the_same_call(tmp_path):
     endless = (
         *("--config.steps=100000", "--config.batch=16", "--config.cpu_devices=2"),
