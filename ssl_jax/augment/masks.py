@@ -49,23 +49,25 @@ def make(name: str, side: int, ratio: float) -> Masking:
       UserError: unknown name, or a ratio that this grid cannot have.
     """
     if name not in MASKINGS:
-        raise UserError(f"method.masking is {name!r}.{near_misses(name, MASKINGS)}")
+        raise UserError(f"--config.method.masking is {name!r}.{near_misses(name, MASKINGS)}")
     if not 0 < ratio < 1:
-        raise UserError(f"method.ratio is {ratio}; it is a share of the patches, between 0 and 1")
+        raise UserError(
+            f"--config.method.ratio is {ratio}; it is a share of the patches, between 0 and 1"
+        )
     if name == "grid":
         stride = round((1 - ratio) ** -0.5)
         if not 2 <= stride <= side or abs(1 - 1 / stride**2 - ratio) > 0.01:
             raise UserError(
-                f"method.ratio is {ratio}; 'grid' shows one of s × s patches: 0.75, 0.889, … "
-                f"(s up to {side})"
+                f"--config.method.ratio is {ratio}; 'grid' shows one of s × s patches: 0.75, "
+                f"0.889, … (s up to {side})"
             )
         draw = functools.partial(grid, side=side, stride=stride)
         return Masking(draw, (side // stride) ** 2)
     visible = int(side * side * (1 - ratio))  # truncated, as models_mae.py
     if not 0 < visible < side * side:
         raise UserError(
-            f"method.ratio is {ratio}: of {side * side} patches {visible} would be visible; "
-            f"some must be, and some must not"
+            f"--config.method.ratio is {ratio}: of {side * side} patches {visible} would be "
+            f"visible; some must be, and some must not"
         )
     draw = {"random": random, "block": block}[name]
     return Masking(functools.partial(draw, side=side, visible=visible), visible)

@@ -41,7 +41,8 @@ def permutations(count: int, seed: int) -> np.ndarray:
     """
     if not 1 <= count <= math.factorial(TILES):
         raise UserError(
-            f"method.permutations is {count}; nine tiles have 1 to {math.factorial(TILES):,} orders"
+            f"--config.method.permutations is {count}; nine tiles have 1 to "
+            f"{math.factorial(TILES):,} orders"
         )
     every = np.array(list(itertools.permutations(range(TILES))), np.uint8)  # lexicographic
     places = np.ascontiguousarray(every.T)  # [9, 9!]

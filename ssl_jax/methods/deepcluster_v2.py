@@ -6,6 +6,9 @@ Cluster Assignments", appendix D; facebookresearch/swav main_deepclusterv2.py).
     every crop → cosines with the centroids → cross entropy with the label of its image
 """
 
+from collections.abc import Sequence
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -13,17 +16,63 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
-from ssl_jax.contract.method import Method, Run
+from ssl_jax.contract.method import Field, Method, Run
 from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 from ssl_jax.losses import clustering
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.parts import image_encoder
+from ssl_jax.methods.parts import image_encoder, multi_crop, values
 from ssl_jax.methods.parts.prototypes import behind
 from ssl_jax.models import heads, network
 
+PROJECTOR = {"widths": (2048, 128), "norms": ("affine", "none"), "biases": (True, True)}
+FIELDS = (
+    Field("temperature", 0.1, "of the predictions"),
+    Field("prototypes", (3_000, 3_000, 3_000), "clusters of every head"),
+    Field("iterations", 10, "of k-means"),
+    Field("projector", PROJECTOR, "fields of heads.MLP"),
+    Field("local_crops", 6, "local crops of an image, by views.local"),
+)
+
 
 def make(config: ConfigDict, run: Run) -> Method:
+    """`deepcluster_v2` of a config: `config.method` has FIELDS.
+
+    `config.views.both` is the augmentation of the two global crops, `config.views.local` that of
+    the local ones, if there are any.
+    """
+    m, encoder = config.method, models.make(config.model)
+    return deepcluster_v2(
+        encoder,
+        heads.make(m.projector, "--config.method.projector", dtype=encoder.dtype),
+        augment.make("none", **config.views.both),
+        multi_crop.local(config.views),
+        augment.fixed(config.evaluate),
+        examples=run.examples,
+        batch=run.batch,
+        steps_per_epoch=run.steps_per_epoch,
+        temperature=m.temperature,
+        prototypes=m.prototypes,
+        iterations=m.iterations,
+        local_crops=m.local_crops,
+    )
+
+
+def deepcluster_v2(
+    encoder: nn.Module,
+    projector: nn.Module,
+    both: augment.Policy,
+    local: augment.Policy | None,
+    view: augment.Fixed,
+    *,
+    examples: int,
+    batch: int,
+    steps_per_epoch: int,
+    temperature: float = 0.1,
+    prototypes: Sequence[int] = (3_000, 3_000, 3_000),
+    iterations: int = 10,
+    local_crops: int = 6,
+) -> Method:
     """DeepCluster-v2.
 
     The memory holds the embeddings of the global crops as the last epoch left them, at the index of
@@ -37,41 +86,35 @@ def make(config: ConfigDict, run: Run) -> Method:
     The centroids are no parameters: nothing but k-means sets them. They are `state["prototypes"]`.
 
     Args:
-      config: `config.method` holds
-          temperature: of the predictions;
-          prototypes: clusters of every head; head h clusters the memory of global crop h mod 2;
-          iterations: of k-means;
-          projector: fields of `heads.MLP`;
-          local_crops: how many;
-        `config.views.both` the augmentation of the two global crops, `config.views.local` that of
-        the local ones if there are any, `config.model` the encoder.
-      run: the examples, and when an epoch ends.
+      encoder: of images, see `models.make`.
+      projector: on its features.
+      both: the augmentation of the two global crops.
+      local: that of the local ones; None where there are none.
+      view: the fixed view of probing.
+      examples: training images n, rows of the memory.
+      batch: rows of a step over all devices.
+      steps_per_epoch: after which the memory is clustered.
+      temperature: of the predictions.
+      prototypes: clusters of every head; head h clusters the memory of global crop h mod 2.
+      iterations: of k-means.
+      local_crops: how many.
 
     Raises:
-      UserError: an epoch has fewer examples than a head has clusters, or there are local crops
-        without a view for them.
+      UserError: a value that cannot be, or an epoch has fewer examples than a head has clusters.
     """
-    m = config.method
-    if m.local_crops and "local" not in config.views:
-        raise UserError(f"method.local_crops is {m.local_crops}, but there is no views.local")
-    encoder = models.make(config.model)
-    view = augment.fixed(config.evaluate)
-    projector = heads.MLP(**m.projector, dtype=encoder.dtype)
-    big = (augment.make("none", **config.views.both),) * 2
-    small = (augment.make("none", **config.views.local),) * m.local_crops if m.local_crops else ()
-    if max(m.prototypes) > run.steps_per_epoch * run.batch:
+    values.positive(temperature=temperature)
+    values.count(1, iterations=iterations)
+    values.counts(1, prototypes=prototypes)
+    crops = multi_crop.policies((both, both), local, local_crops)
+    if max(prototypes) > steps_per_epoch * batch:
         raise UserError(
-            f"method.prototypes has {max(m.prototypes)}, more than the "
-            f"{run.steps_per_epoch * run.batch} examples of an epoch"
+            f"--config.method.prototypes has {max(prototypes)}, more than the "
+            f"{steps_per_epoch * batch} examples of an epoch"
         )
 
     def views(key, batch, ctx):
-        drawn = {"global": augment.crops(big, key, batch["image"], ctx.axis)}  # [b, 2, S, S, C]
-        if small:
-            key = jax.random.fold_in(key, 1)
-            drawn["local"] = augment.crops(small, key, batch["image"], ctx.axis)  # [b, k, s, s, C]
-        drawn["index"] = batch["index"]
-        return drawn
+        drawn = multi_crop.draw(crops, key, batch["image"], ctx.axis)
+        return {**drawn, "index": batch["index"]}
 
     def init(key, views):
         keys = jax.random.split(key, 2)
@@ -81,27 +124,19 @@ def make(config: ConfigDict, run: Run) -> Method:
         return params, {
             "encoder": f["batch_stats"],
             "projector": g["batch_stats"],
-            "bank": [jnp.zeros((run.examples, z.shape[1])) for _ in range(2)],  # of each crop
-            "seen": jnp.full(run.examples, -1),  # the epoch that wrote the example's embeddings
-            "labels": jnp.full((len(m.prototypes), run.examples), clustering.UNLABELLED, jnp.int32),
-            "prototypes": [jnp.zeros((z.shape[1], k)) for k in m.prototypes],
+            "bank": [jnp.zeros((examples, z.shape[1])) for _ in range(2)],  # of each crop
+            "seen": jnp.full(examples, -1),  # the epoch that wrote the example's embeddings
+            "labels": jnp.full((len(prototypes), examples), clustering.UNLABELLED, jnp.int32),
+            "prototypes": [jnp.zeros((z.shape[1], k)) for k in prototypes],
             "clustered": jnp.zeros((), jnp.int32),  # the epoch that the labels are for
         }
 
-    def embed(params, state, views, axis):
-        """Unit embeddings of all crops [b, V, d], and the statistics after them."""
-        crops = [views[name] for name in ("global", "local") if name in views]
-        h, f = network.forward_crops(encoder, params["encoder"], state["encoder"], crops, axis)
-        z = h.reshape(-1, h.shape[-1])  # [b, V, features] -> [b·V, features]
-        z, g = network.forward(projector, params["projector"], state["projector"], z, axis)
-        return heads.unit(z).reshape(*h.shape[:2], -1), {"encoder": f, "projector": g}
-
     def loss(params, state, views, ctx):
-        z, stats = embed(params, state, views, ctx.axis)
+        z, stats = multi_crop.embed(encoder, projector, params, state, views, ctx.axis)
         index = views["index"]
         terms = [
             clustering.pseudo_label_cross_entropy(
-                clustering.scores(z, kernel), labels[index], m.temperature, ctx.axis
+                clustering.scores(z, kernel), labels[index], temperature, ctx.axis
             )
             for kernel, labels in zip(state["prototypes"], state["labels"], strict=True)
         ]
@@ -121,19 +156,19 @@ def make(config: ConfigDict, run: Run) -> Method:
         return value, ({**state, **stats, **memory}, metrics)
 
     def after_step(params, state, ctx):
-        epoch = (ctx.step + 1) // run.steps_per_epoch  # of the next step
+        epoch = (ctx.step + 1) // steps_per_epoch  # of the next step
 
         def cluster():
             member = state["seen"] >= epoch - 1
-            prototypes, labels = [], []
-            for h, size in enumerate(m.prototypes):
+            found, labels = [], []
+            for h, size in enumerate(prototypes):
                 bank = state["bank"][h % 2]
-                key = jax.random.fold_in(ctx.key, run.batch + h)  # which no micro-batch has
+                key = jax.random.fold_in(ctx.key, batch + h)  # which no micro-batch has
                 first = clustering.draw_members(key, member, size)
-                kernel, own = clustering.spherical_kmeans(bank, member, bank[first].T, m.iterations)
-                prototypes.append(kernel)
+                kernel, own = clustering.spherical_kmeans(bank, member, bank[first].T, iterations)
+                found.append(kernel)
                 labels.append(own)
-            return {"prototypes": prototypes, "labels": jnp.stack(labels), "clustered": epoch}
+            return {"prototypes": found, "labels": jnp.stack(labels), "clustered": epoch}
 
         def keep():
             return {k: state[k] for k in ("prototypes", "labels", "clustered")}

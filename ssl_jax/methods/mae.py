@@ -7,17 +7,18 @@ facebookresearch/mae models_mae.py).
 There is no state: neither running statistics nor a target.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
 from ssl_jax.augment import masks
-from ssl_jax.contract.method import Method, Run, Show
+from ssl_jax.contract.method import Field, Method, Run, Show
 from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 from ssl_jax.losses import reconstruction
-from ssl_jax.methods.parts import image_encoder, pictures
+from ssl_jax.methods.parts import image_encoder, pictures, values
 from ssl_jax.models import network
 from ssl_jax.models.decoders.mae import Decoder
 from ssl_jax.models.vit import ViT, patchify
@@ -25,43 +26,107 @@ from ssl_jax.models.vit import ViT, patchify
 GREY = 0.5  # of a hidden patch in pictures, in [0, 1]
 
 
+FIELDS = (
+    Field("masking", "random", "random, block or grid: which patches are hidden"),
+    Field("ratio", 0.75, "share of the patches that is hidden"),
+    Field("encoder_mask_tokens", False, "the encoder sees mask tokens for hidden patches"),
+    Field("normalise_pixels", True, "the target is each patch with mean 0 and variance 1"),
+    Field(
+        "decoder",
+        {"width": 512, "depth": 8, "heads": 16, "mlp": 4.0},
+        "fields of decoders.mae.Decoder",
+    ),
+)
+
+
 def make(config: ConfigDict, run: Run) -> Method:
+    """`mae` of a config: `config.method` has FIELDS, `config.views.image` is the augmentation."""
+    m = config.method
+    return mae(
+        *networks(config),
+        augment.make("none", **config.views.image),
+        augment.fixed(config.evaluate),
+        masking=m.masking,
+        ratio=m.ratio,
+        encoder_mask_tokens=m.encoder_mask_tokens,
+        normalise_pixels=m.normalise_pixels,
+    )
+
+
+def networks(config: ConfigDict) -> tuple[ViT, Decoder]:
+    """The encoder and the decoder that a config describes; `model.remat` is the decoder's as well.
+
+    Raises:
+      UserError: the model is no ViT, or the decoder has no such field.
+    """
+    encoder = _vit(models.make(config.model))
+    values.fields(Decoder, decoder=config.method.decoder)
+    return encoder, Decoder(
+        out=encoder.patch**2 * config.data.channels,
+        token=encoder.token,
+        dtype=encoder.dtype,
+        remat=encoder.remat,
+        **config.method.decoder,
+    )
+
+
+def mae(
+    encoder: ViT,
+    decoder: Decoder,
+    policy: augment.Policy,
+    view: augment.Fixed,
+    *,
+    masking: str = "random",
+    ratio: float = 0.75,
+    encoder_mask_tokens: bool = False,
+    normalise_pixels: bool = True,
+) -> Method:
     """MAE.
 
     Args:
-      config: `config.method` holds
-          masking: 'random' (the paper's choice), 'block' or 'grid', see `masks.make`;
-          ratio: share of the patches that is hidden;
-          encoder_mask_tokens: False (the paper's choice): the encoder sees the visible patches
-            alone. True: it sees all, with a mask token in place of the hidden ones (table 1c);
-          normalise_pixels: True: the target is each patch with mean 0 and variance 1;
-          decoder: fields of `Decoder`, without `out`; `model.remat` is the decoder's as well;
-        `config.views.image` the augmentation of the image, `config.model` a ViT, whose `pool` says
-        what probing reads of it.
-      run: not used.
+      encoder: a ViT, whose `pool` says what probing reads of it.
+      decoder: from its tokens to the p·p·C pixels of a patch, its `out`; `token` as the encoder's.
+      policy: the augmentation of the image.
+      view: the fixed view of probing.
+      masking: 'random' (the paper's choice), 'block' or 'grid', see `masks.make`.
+      ratio: share of the patches that is hidden, between 0 and 1.
+      encoder_mask_tokens: False (the paper's choice): the encoder sees the visible patches alone.
+        True: it sees all, with a mask token in place of the hidden ones (table 1c).
+      normalise_pixels: the target is each patch with mean 0 and variance 1, not the pixels.
+
+    Raises:
+      UserError: a value that cannot be.
     """
-    encoder, decoder = networks(config)
-    view = augment.fixed(config.evaluate)
-    policy = augment.make("none", **config.views.image)
+    _vit(encoder)
     if policy.size % encoder.patch:
-        raise UserError(f"views.image.size {policy.size} is no multiple of {encoder.patch}")
-    masking = masks.make(config.method.masking, policy.size // encoder.patch, config.method.ratio)
-    tokens_for_hidden = config.method.encoder_mask_tokens
-    normalise = config.method.normalise_pixels
+        raise UserError(
+            f"--config.views.image.size {policy.size} is no multiple of {encoder.patch}, "
+            f"--config.model.patch"
+        )
+    width, heads = decoder.width, decoder.heads
+    values.count(1, **{"decoder.width": width, "decoder.heads": heads})
+    values.count(0, **{"decoder.depth": decoder.depth})
+    values.positive(**{"decoder.mlp": decoder.mlp})
+    if width % heads or width % 4:
+        raise UserError(
+            f"--config.method.decoder.width is {width}; it must be a multiple of 4 and of "
+            f"--config.method.decoder.heads, {heads}"
+        )
+    masked = masks.make(masking, policy.size // encoder.patch, ratio)
 
     def views(key, batch, ctx):
         image_key, mask_key = jax.random.split(key)
         image = augment.crops((policy,), image_key, batch["image"], ctx.axis)[:, 0]
-        mask = masking.draw(collectives.example_keys(mask_key, len(image), ctx.axis))
+        mask = masked.draw(collectives.example_keys(mask_key, len(image), ctx.axis))
         return {"image": image, "mask": mask}  # [b, s, s, C], bool [b, N]
 
     def init(key, views):
         encoder_key, decoder_key, token_key = jax.random.split(key, 3)
         f, _ = network.create(encoder, encoder_key, views["image"])
         params = {"encoder": f["params"]}
-        if tokens_for_hidden:
+        if encoder_mask_tokens:
             params["mask_token"] = 0.02 * jax.random.normal(token_key, (encoder.width,))
-        z = latent(encoder, params, views["image"], views["mask"], masking.visible)
+        z = latent(encoder, params, views["image"], views["mask"], masked.visible)
         decoded = decoder.init(decoder_key, z, views["mask"])
         return {**params, "decoder": decoded["params"]}, {}
 
@@ -69,10 +134,10 @@ def make(config: ConfigDict, run: Run) -> Method:
         # For DropPath, if the model has any. (`views` took the children 0 and 1 of this key.)
         keys = jax.random.fold_in(ctx.key, 2)
         keys = collectives.example_keys(keys, len(views["image"]), ctx.axis)
-        z = latent(encoder, params, views["image"], views["mask"], masking.visible, keys)
+        z = latent(encoder, params, views["image"], views["mask"], masked.visible, keys)
         prediction = decoder.apply({"params": params["decoder"]}, z, views["mask"])  # [b, N, p·p·C]
         target = patchify(views["image"], encoder.patch)
-        if normalise:
+        if normalise_pixels:
             target = reconstruction.normalised_patches(target)
         value = reconstruction.masked_mse(prediction, target, views["mask"], ctx.axis)
         share = reconstruction.explained(value, target, views["mask"], ctx.axis)
@@ -87,11 +152,11 @@ def make(config: ConfigDict, run: Run) -> Method:
         """
         images = batch["image"]
         x = augment.evaluate(images, policy.size, policy.mean, policy.std, 1.0)
-        mask = masking.draw(jax.random.split(key, len(images)))
-        z = latent(encoder, params, x, mask, masking.visible)
+        mask = masked.draw(jax.random.split(key, len(images)))
+        z = latent(encoder, params, x, mask, masked.visible)
         patches = decoder.apply({"params": params["decoder"]}, z, mask)
         true = patchify(x, encoder.patch)  # [n, N, p·p·C]
-        if normalise:
+        if normalise_pixels:
             deviation = jnp.sqrt(jnp.var(true, -1, keepdims=True, ddof=1) + 1e-6)
             patches = patches * deviation + jnp.mean(true, -1, keepdims=True)
         mean, std = (pictures.per_channel(v, x.shape[-1]) for v in (policy.mean, policy.std))
@@ -116,23 +181,13 @@ def make(config: ConfigDict, run: Run) -> Method:
     )
 
 
-def networks(config: ConfigDict) -> tuple[ViT, Decoder]:
-    """The encoder and the decoder that a config describes.
-
-    Raises:
-      UserError: the model is no ViT.
-    """
-    encoder = models.make(config.model)
+def _vit(encoder: nn.Module) -> ViT:
     if not isinstance(encoder, ViT):
-        raise UserError(f"model.name is {config.model.name!r}; mae hides the patches of a vit")
-    values = encoder.patch**2 * config.data.channels
-    return encoder, Decoder(
-        out=values,
-        token=encoder.token,
-        dtype=encoder.dtype,
-        remat=encoder.remat,
-        **config.method.decoder,
-    )
+        raise UserError(
+            f"--config.model.name is that of a {type(encoder).__name__}; mae hides the patches of "
+            f"a vit: choose vit, vit_tiny, vit_small, vit_base or vit_large"
+        )
+    return encoder
 
 
 def latent(
@@ -146,7 +201,7 @@ def latent(
     """Normalised tokens of what the encoder sees of an image, for the decoder.
 
     Args:
-      encoder: of `networks`.
+      encoder: as for `mae`.
       params: with 'encoder' and, if the encoder sees mask tokens, 'mask_token' [D].
       image: float [b, s, s, C].
       mask: bool [b, N], true where a patch is hidden.

@@ -5,20 +5,30 @@ Discrimination"; zhirongw/lemniscate.pytorch main.py, lib/LinearAverage.py, lib/
     memory bank of all N images; the row then moves half the way to what was found
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
-from ssl_jax.contract.method import Method, Run
+from ssl_jax.contract.method import Field, Method, Run
 from ssl_jax.devices import collectives
-from ssl_jax.errors import UserError, near_misses
 from ssl_jax.losses import instance
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.parts import image_encoder
+from ssl_jax.methods.parts import image_encoder, values
 from ssl_jax.models import heads, network
 
 FORMS = ("softmax", "nce")
+# models/resnet.py ends with one linear layer.
+PROJECTOR = {"widths": (128,), "norms": ("none",), "biases": (True,)}
+FIELDS = (
+    Field("form", "nce", "softmax: against the whole bank; nce: against some rows of it"),
+    Field("temperature", 0.07, "T"),
+    Field("projector", PROJECTOR, "fields of heads.MLP"),
+    Field("bank_momentum", 0.5, "share of a row that stays when its image comes by"),
+    Field("chunk", 65_536, "softmax: rows of the bank at a time; 0: all at once"),
+    Field("negatives", 4_096, "nce: rows that an image is compared with"),
+)
 
 
 def draw_noise(key: jax.Array, b: int, count: int, examples: int, axis: str | None) -> jax.Array:
@@ -28,31 +38,60 @@ def draw_noise(key: jax.Array, b: int, count: int, examples: int, axis: str | No
 
 
 def make(config: ConfigDict, run: Run) -> Method:
+    """`npid` of a config: `config.method` has FIELDS, `config.views.view` is the augmentation."""
+    m, encoder = config.method, models.make(config.model)
+    return npid(
+        encoder,
+        heads.make(m.projector, "--config.method.projector", dtype=encoder.dtype),
+        augment.make("none", **config.views.view),
+        augment.fixed(config.evaluate),
+        examples=run.examples,
+        batch=run.batch,
+        form=m.form,
+        temperature=m.temperature,
+        bank_momentum=m.bank_momentum,
+        chunk=m.chunk,
+        negatives=m.negatives,
+    )
+
+
+def npid(
+    encoder: nn.Module,
+    projector: nn.Module,
+    policy: augment.Policy,
+    view: augment.Fixed,
+    *,
+    examples: int,
+    batch: int,
+    form: str = "nce",
+    temperature: float = 0.07,
+    bank_momentum: float = 0.5,
+    chunk: int = 65_536,
+    negatives: int = 4_096,
+) -> Method:
     """NPID.
 
     Args:
-      config: `config.method` holds
-          form: 'softmax' (against the whole bank) or 'nce' (against `negatives` rows of it);
-          temperature: T;
-          projector: fields of `heads.MLP`;
-          bank_momentum: share of a row that it keeps when its image comes by;
-          chunk: 'softmax': rows of the bank that the loss handles at a time, 0 for all at once;
-          negatives: 'nce': m;
-        `config.views.view` the augmentation, `config.model` the encoder.
-      run: its `examples` are the rows of the bank.
+      encoder: of images, see `models.make`.
+      projector: on its features.
+      policy: the augmentation of the one view.
+      view: the fixed view of probing.
+      examples: training images, the rows of the bank.
+      batch: rows of a step over all devices.
+      form: 'softmax' (against the whole bank) or 'nce' (against `negatives` rows of it).
+      temperature: T.
+      bank_momentum: share of a row that it keeps when its image comes by.
+      chunk: 'softmax': rows of the bank that the loss handles at a time, 0 for all at once.
+      negatives: 'nce': m.
 
     Raises:
       UserError: a value that cannot be.
     """
-    m = config.method
-    if m.form not in FORMS:
-        raise UserError(f"method.form is {m.form!r}.{near_misses(m.form, FORMS)}")
-    if m.form == "nce" and m.negatives < 1:
-        raise UserError(f"method.negatives is {m.negatives}; 'nce' needs at least 1")
-    encoder = models.make(config.model)
-    view = augment.fixed(config.evaluate)
-    projector = heads.MLP(**m.projector, dtype=encoder.dtype)
-    policy = augment.make("none", **config.views.view)
+    values.known(FORMS, form=form)
+    values.positive(temperature=temperature)
+    values.share(bank_momentum=bank_momentum)
+    values.count(0, chunk=chunk)
+    values.count(1 if form == "nce" else 0, negatives=negatives)
 
     def views(key, batch, ctx):
         image = augment.crops((policy,), key, batch["image"], ctx.axis)  # [b, 1, s, s, C]
@@ -66,7 +105,7 @@ def make(config: ConfigDict, run: Run) -> Method:
         state = {
             "encoder": f["batch_stats"],
             "projector": g["batch_stats"],
-            "bank": heads.unit(jax.random.normal(bank_key, (run.examples, z.shape[-1]))),
+            "bank": heads.unit(jax.random.normal(bank_key, (examples, z.shape[-1]))),
             "normaliser": jnp.zeros(()),  # Z of 'nce': not known before the first batch
         }
         return params, state
@@ -76,20 +115,20 @@ def make(config: ConfigDict, run: Run) -> Method:
         h, f = network.forward(encoder, params["encoder"], state["encoder"], x, ctx.axis)
         z, g = network.forward(projector, params["projector"], state["projector"], h, ctx.axis)
         z, normaliser = heads.unit(z), state["normaliser"]
-        if m.form == "softmax":
-            value = instance.full_softmax(z, bank, index, m.temperature, m.chunk or None)
+        if form == "softmax":
+            value = instance.full_softmax(z, bank, index, temperature, chunk or None)
         else:
-            # No row has the number run.batch: a key that no view draws from.
-            key = jax.random.fold_in(ctx.key, run.batch)
-            noise = draw_noise(key, len(z), m.negatives, len(bank), ctx.axis)
+            # No row has the number `batch`: a key that no view draws from.
+            key = jax.random.fold_in(ctx.key, batch)
+            noise = draw_noise(key, len(z), negatives, len(bank), ctx.axis)
             value, normaliser = instance.nce(
-                z, bank, index, noise, m.temperature, normaliser, ctx.axis
+                z, bank, index, noise, temperature, normaliser, ctx.axis
             )
         # After the loss: every row was compared with the old bank.
         state = {
             "encoder": f,
             "projector": g,
-            "bank": instance.update_bank(bank, index, z, m.bank_momentum, ctx.axis),
+            "bank": instance.update_bank(bank, index, z, bank_momentum, ctx.axis),
             "normaliser": normaliser,
         }
         metrics = {"positive_similarity": jnp.mean(jnp.sum(z * bank[index], 1))}

@@ -10,57 +10,130 @@ The student learns how alike the teacher finds an image and many others, rather 
 is the same image: there is no positive.
 """
 
+from collections.abc import Sequence
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
-from ssl_jax.contract.method import Method, Run
-from ssl_jax.errors import UserError, near_misses
+from ssl_jax.contract.method import Field, Method, Run
+from ssl_jax.errors import UserError
 from ssl_jax.losses import infonce
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.parts import ema, image_encoder, queue, shuffle
+from ssl_jax.methods.parts import ema, image_encoder, values
+from ssl_jax.methods.parts import queue as rings
+from ssl_jax.methods.parts import shuffle as orders
 from ssl_jax.models import heads, network
 from ssl_jax.optim import schedules
 
+# Two layers without BatchNorm (network/head.py).
+PROJECTOR = {
+    "widths": (4096, 512),
+    "norms": ("none", "none"),
+    "biases": (True, True),
+    "initial": "torch",
+}
+FIELDS = (
+    Field("student_temperature", 0.1, "T_s"),
+    Field("teacher_temperature", 0.04, "T_t"),
+    Field("projector", PROJECTOR, "fields of heads.MLP"),
+    Field("queue", 131_072, "rows of the queue, a multiple of the batch"),
+    Field("momentum", 0.999, "m of the teacher at step 0"),
+    Field("momentum_final", 0.999, "m at the last step, reached along half a cosine"),
+    Field("group", 32, "rows that share BatchNorm statistics; 0: all"),
+    Field("shuffle", 8, "groups that the teacher's rows change places between; 1: they stay"),
+    Field("encoder", "online", "which is probed: online, the student, or target"),
+)
+
 
 def make(config: ConfigDict, run: Run) -> Method:
+    """`ressl` of a config: `config.method` has FIELDS.
+
+    `config.views.first` is the student's strong augmentation, `config.views.second` the teacher's
+    weak one.
+    """
+    m = config.method
+    encoder = models.make(config.model)
+    return ressl(
+        encoder,
+        heads.make(m.projector, "--config.method.projector", dtype=encoder.dtype),
+        [augment.make("none", **config.views[name]) for name in ("first", "second")],
+        augment.fixed(config.evaluate),
+        batch=run.batch,
+        total_steps=run.total_steps,
+        accumulate=config.accumulate,
+        student_temperature=m.student_temperature,
+        teacher_temperature=m.teacher_temperature,
+        queue=m.queue,
+        momentum=m.momentum,
+        momentum_final=m.momentum_final,
+        group=m.group,
+        shuffle=m.shuffle,
+        probed=m.encoder,
+    )
+
+
+def ressl(
+    encoder: nn.Module,
+    projector: nn.Module,
+    policies: Sequence[augment.Policy],
+    view: augment.Fixed,
+    *,
+    batch: int,
+    total_steps: int,
+    accumulate: int = 1,
+    student_temperature: float = 0.1,
+    teacher_temperature: float = 0.04,
+    queue: int = 131_072,
+    momentum: float = 0.999,
+    momentum_final: float = 0.999,
+    group: int = 32,
+    shuffle: int = 8,
+    probed: str = "online",
+) -> Method:
     """ReSSL.
 
     Args:
-      config: `config.method` holds
-          student_temperature, teacher_temperature: T_s and T_t;
-          projector: fields of `heads.MLP`;
-          queue: rows K, a multiple of the batch;
-          momentum, momentum_final: m of the teacher goes from one to the other along half a cosine
-            (the official code: 0.999 throughout);
-          group: rows that share their BatchNorm statistics, whatever the device count; 0: all of
-            the batch, and nothing is shuffled;
-          shuffle: groups that the teacher's rows change places between, see `parts/shuffle.py`;
-          encoder: 'online' (the student, as the official code evaluates) or 'target';
-        `config.views.first` the student's strong augmentation, `config.views.second` the teacher's
-        weak one, `config.model` the encoder.
-      run: total_steps; batch.
+      encoder: of images, see `models.make`.
+      projector: on its features.
+      policies: the student's strong augmentation and the teacher's weak one, of one size.
+      view: the fixed view of probing.
+      batch: rows of an optimizer step over all devices.
+      total_steps: optimizer steps of the run, over which the momentum moves.
+      accumulate: micro-batches of a step.
+      student_temperature, teacher_temperature: T_s and T_t.
+      queue: rows K, a multiple of those of a micro-batch.
+      momentum, momentum_final: m of the teacher goes from one to the other along half a cosine (the
+        official code: 0.999 throughout).
+      group: rows that share their BatchNorm statistics, whatever the device count; 0: all of the
+        batch, and nothing is shuffled.
+      shuffle: groups that the teacher's rows change places between, see `parts/shuffle.py`.
+      probed: 'online' (the student, as the official code evaluates) or 'target'. In a config it is
+        `method.encoder`.
 
     Raises:
-      UserError: an unknown `encoder`, a queue that batches do not fill, shuffle or group below
-        their least value.
+      UserError: a value that cannot be.
     """
-    c = config.method
-    if c.encoder not in ("online", "target"):
-        near = near_misses(c.encoder, ("online", "target"))
-        raise UserError(f"--config.method.encoder is {c.encoder!r}.{near}")
-    if c.group < 0 or c.shuffle < 1:
-        raise UserError("--config.method.group must be at least 0, --config.method.shuffle 1")
-    queue.check(c.queue, run.batch // config.accumulate)
-    local = {"group": c.group} if c.group else {}
-    encoder = models.make({**config.model, **local})
-    view = augment.fixed(config.evaluate)
-    projector = heads.MLP(**c.projector, **local, dtype=encoder.dtype)
-    policies = tuple(augment.make("none", **config.views[v]) for v in ("first", "second"))
-    momentum = schedules.cosine(c.momentum, c.momentum_final, run.total_steps)
-    block = max(c.group * c.shuffle, 1)
+    values.known(("online", "target"), encoder=probed)
+    values.positive(
+        student_temperature=student_temperature, teacher_temperature=teacher_temperature
+    )
+    values.share(momentum=momentum, momentum_final=momentum_final)
+    values.count(0, group=group)
+    values.count(1, shuffle=shuffle, queue=queue)
+    if group:
+        if not hasattr(encoder, "group"):
+            raise UserError(
+                f"--config.method.group is {group}; {type(encoder).__name__} has no BatchNorm to "
+                "split, set it to 0"
+            )
+        encoder, projector = encoder.clone(group=group), projector.clone(group=group)
+    rings.check(queue, batch // accumulate)
+    momentum_at = schedules.cosine(momentum, momentum_final, total_steps)
+    block = max(group * shuffle, 1)
 
     def embed(params, stats, x, axis):
         h, f = network.forward(encoder, params["encoder"], stats["encoder"], x, axis)
@@ -80,7 +153,7 @@ def make(config: ConfigDict, run: Run) -> Method:
             **stats,
             "target": jax.tree.map(jnp.copy, params),
             "target_stats": jax.tree.map(jnp.copy, stats),
-            "queue": queue.create(queue_key, c.queue, z.shape[-1]),
+            "queue": rings.create(queue_key, queue, z.shape[-1]),
             "pointer": jnp.zeros((), jnp.int32),
         }
 
@@ -88,19 +161,19 @@ def make(config: ConfigDict, run: Run) -> Method:
         student, stats = embed(params, state, views[:, 0], ctx.axis)
         # The teacher first, from the parameters that the student's rows were computed with. The
         # micro-batches of a step share one update.
-        m = momentum(ctx.step) ** (1 / config.accumulate)
+        m = momentum_at(ctx.step) ** (1 / accumulate)
         target = ema.update(state["target"], params, m)
-        # No example has the row number run.batch: a key that no augmentation draws from.
-        key = jax.random.fold_in(ctx.key, run.batch)
-        order = shuffle.draw(key, len(views), block, ctx.axis)
+        # No example has the row number `batch`: a key that no augmentation draws from.
+        key = jax.random.fold_in(ctx.key, batch)
+        order = orders.draw(key, len(views), block, ctx.axis)
         teacher, target_stats = embed(
-            target, state["target_stats"], shuffle.shuffle(views[:, 1], order), ctx.axis
+            target, state["target_stats"], orders.shuffle(views[:, 1], order), ctx.axis
         )
-        teacher = shuffle.unshuffle(teacher, order)
+        teacher = orders.unshuffle(teacher, order)
         value, metrics = infonce.relation(
-            student, teacher, state["queue"], c.student_temperature, c.teacher_temperature
+            student, teacher, state["queue"], student_temperature, teacher_temperature
         )
-        rows, pointer = queue.enqueue(state["queue"], state["pointer"], teacher, ctx.axis)
+        rows, pointer = rings.enqueue(state["queue"], state["pointer"], teacher, ctx.axis)
         return value, (
             {
                 **stats,
@@ -117,6 +190,6 @@ def make(config: ConfigDict, run: Run) -> Method:
         views=views,
         init=init,
         loss=loss,
-        encoders=image_encoder.of_two(encoder, projector, view, c.encoder),
+        encoders=image_encoder.of_two(encoder, projector, view, probed),
         block=block,
     )

@@ -6,33 +6,47 @@ Rotations"; gidariss/FeatureLearningRotNet dataloader.py and algorithms/Classifi
 Views carry their own labels: along the axis of rotations they are 0, 1, 2, 3.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
-from ssl_jax.contract.method import Method, Run, Show
-from ssl_jax.methods.parts import image_encoder, pictures
+from ssl_jax.contract.method import Field, Method, Run, Show
+from ssl_jax.methods.parts import image_encoder, pictures, values
 from ssl_jax.models import heads, network
 
 ROTATIONS = 4
+FIELDS = (Field("padding", 0, "pixels of 0 around the image before the crop; CIFAR-10: 4"),)
 
 
 def make(config: ConfigDict, run: Run) -> Method:
+    """`rotation` of a config: `config.method` has FIELDS, `config.views.image` the augmentation."""
+    return rotation(
+        models.make(config.model),
+        augment.make("none", **config.views.image),
+        augment.fixed(config.evaluate),
+        padding=config.method.padding,
+    )
+
+
+def rotation(
+    encoder: nn.Module, policy: augment.Policy, view: augment.Fixed, *, padding: int = 0
+) -> Method:
     """RotNet.
 
     Args:
-      config: `config.method` holds
-          padding: pixels of 0 around the image before the crop (CIFAR's crop of 32 from 40);
-        `config.views.image` the augmentation, before the rotation; `config.model` the encoder.
-      run: not used.
+      encoder: of images, see `models.make`.
+      policy: the augmentation, before the rotation.
+      view: the fixed view of probing.
+      padding: pixels of 0 around the image before the crop (CIFAR's crop of 32 from 40).
+
+    Raises:
+      UserError: a value that cannot be.
     """
-    encoder = models.make(config.model)
-    view = augment.fixed(config.evaluate)
+    values.count(0, padding=padding)
     head = heads.MLP(widths=(ROTATIONS,), norms=("none",), biases=(True,), dtype=encoder.dtype)
-    policy = augment.make("none", **config.views.image)
-    padding = config.method.padding
 
     def views(key, batch, ctx):
         return rotations(key, batch["image"], ctx.axis)

@@ -7,6 +7,9 @@ representation learning"; yukimasano/self-label sinkhornknopp.py).
     every crop → cosines with the prototypes → cross entropy with the label of its image
 """
 
+from collections.abc import Sequence
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -14,17 +17,66 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
-from ssl_jax.contract.method import Method, Run
+from ssl_jax.contract.method import Field, Method, Run
 from ssl_jax.devices import collectives
-from ssl_jax.errors import UserError
 from ssl_jax.losses import clustering
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.parts import image_encoder
+from ssl_jax.methods.parts import image_encoder, multi_crop, values
 from ssl_jax.methods.parts.prototypes import behind
 from ssl_jax.models import heads, network
 
+PROJECTOR = {"widths": (2048, 128), "norms": ("affine", "none"), "biases": (True, True)}
+FIELDS = (
+    Field("temperature", 0.1, "of the predictions"),
+    Field("prototypes", (3_000, 3_000, 3_000), "of every head"),
+    Field("sharpness", 25.0, "λ of the transport"),
+    Field("tolerance", 0.1, "at which the transport ends"),
+    Field("iterations", 100, "passes over the memory after which it ends at the latest"),
+    Field("projector", PROJECTOR, "fields of heads.MLP"),
+    Field("local_crops", 4, "local crops of an image, by views.local"),
+)
+
 
 def make(config: ConfigDict, run: Run) -> Method:
+    """`sela_v2` of a config: `config.method` has FIELDS.
+
+    `config.views.both` is the augmentation of the two global crops, `config.views.local` that of
+    the local ones, if there are any.
+    """
+    m, encoder = config.method, models.make(config.model)
+    return sela_v2(
+        encoder,
+        heads.make(m.projector, "--config.method.projector", dtype=encoder.dtype),
+        augment.make("none", **config.views.both),
+        multi_crop.local(config.views),
+        augment.fixed(config.evaluate),
+        examples=run.examples,
+        steps_per_epoch=run.steps_per_epoch,
+        temperature=m.temperature,
+        prototypes=m.prototypes,
+        sharpness=m.sharpness,
+        tolerance=m.tolerance,
+        iterations=m.iterations,
+        local_crops=m.local_crops,
+    )
+
+
+def sela_v2(
+    encoder: nn.Module,
+    projector: nn.Module,
+    both: augment.Policy,
+    local: augment.Policy | None,
+    view: augment.Fixed,
+    *,
+    examples: int,
+    steps_per_epoch: int,
+    temperature: float = 0.1,
+    prototypes: Sequence[int] = (3_000, 3_000, 3_000),
+    sharpness: float = 25.0,
+    tolerance: float = 0.1,
+    iterations: int = 100,
+    local_crops: int = 4,
+) -> Method:
     """SeLa-v2.
 
     Its authors published weights and no code. This is DeepCluster-v2 with what its author says is
@@ -40,39 +92,38 @@ def make(config: ConfigDict, run: Run) -> Method:
     random labels.) The first labels are those of prototypes as they were drawn.
 
     Args:
-      config: `config.method` holds
-          temperature: of the predictions;
-          prototypes: how many in every head; head h labels the memory of global crop h mod 2;
-          sharpness, tolerance, iterations: λ of the transport, when it ends, and at the latest;
-          projector: fields of `heads.MLP`;
-          local_crops: how many;
-        `config.views.both` the augmentation of the two global crops, `config.views.local` that of
-        the local ones if there are any, `config.model` the encoder.
-      run: the examples, and when an epoch ends.
+      encoder: of images, see `models.make`.
+      projector: on its features.
+      both: the augmentation of the two global crops.
+      local: that of the local ones; None where there are none.
+      view: the fixed view of probing.
+      examples: training images n, rows of the memory.
+      steps_per_epoch: after which labels are made.
+      temperature: of the predictions.
+      prototypes: how many in every head; head h labels the memory of global crop h mod 2.
+      sharpness, tolerance, iterations: λ of the transport, when it ends, and at the latest.
+      local_crops: how many.
 
     Raises:
-      UserError: there are local crops without a view for them.
+      UserError: a value that cannot be.
     """
-    m = config.method
-    if m.local_crops and "local" not in config.views:
-        raise UserError(f"method.local_crops is {m.local_crops}, but there is no views.local")
-    encoder = models.make(config.model)
-    view = augment.fixed(config.evaluate)
-    projector = heads.MLP(**m.projector, dtype=encoder.dtype)
-    big = (augment.make("none", **config.views.both),) * 2
-    small = (augment.make("none", **config.views.local),) * m.local_crops if m.local_crops else ()
-    transport = {k: m[k] for k in ("temperature", "sharpness", "iterations", "tolerance")}
+    values.positive(temperature=temperature, sharpness=sharpness, tolerance=tolerance)
+    values.count(1, iterations=iterations)
+    values.counts(1, prototypes=prototypes)
+    crops = multi_crop.policies((both, both), local, local_crops)
+    transport = {
+        "temperature": temperature,
+        "sharpness": sharpness,
+        "iterations": iterations,
+        "tolerance": tolerance,
+    }
 
     def views(key, batch, ctx):
-        drawn = {"global": augment.crops(big, key, batch["image"], ctx.axis)}  # [b, 2, S, S, C]
-        if small:
-            key = jax.random.fold_in(key, 1)
-            drawn["local"] = augment.crops(small, key, batch["image"], ctx.axis)  # [b, k, s, s, C]
-        drawn["index"] = batch["index"]
-        return drawn
+        drawn = multi_crop.draw(crops, key, batch["image"], ctx.axis)
+        return {**drawn, "index": batch["index"]}
 
     def init(key, views):
-        keys = jax.random.split(key, 2 + len(m.prototypes))
+        keys = jax.random.split(key, 2 + len(prototypes))
         f, h = network.create(encoder, keys[0], views["global"][:, 0])
         g, z = network.create(projector, keys[1], h)
         params = {
@@ -80,32 +131,24 @@ def make(config: ConfigDict, run: Run) -> Method:
             "projector": g["params"],
             "prototypes": {
                 f"head{h}": heads.Prototypes(size).init(keys[2 + h], z)["params"]
-                for h, size in enumerate(m.prototypes)
+                for h, size in enumerate(prototypes)
             },
         }
         return normalized(params), {
             "encoder": f["batch_stats"],
             "projector": g["batch_stats"],
-            "bank": [jnp.zeros((run.examples, z.shape[1])) for _ in range(2)],  # of each crop
-            "seen": jnp.full(run.examples, -1),  # the epoch that wrote the example's embeddings
-            "labels": jnp.full((len(m.prototypes), run.examples), clustering.UNLABELLED, jnp.int32),
+            "bank": [jnp.zeros((examples, z.shape[1])) for _ in range(2)],  # of each crop
+            "seen": jnp.full(examples, -1),  # the epoch that wrote the example's embeddings
+            "labels": jnp.full((len(prototypes), examples), clustering.UNLABELLED, jnp.int32),
             "labelled": jnp.zeros((), jnp.int32),  # the epoch that the labels are for
         }
 
-    def embed(params, state, views, axis):
-        """Unit embeddings of all crops [b, V, d], and the statistics after them."""
-        crops = [views[name] for name in ("global", "local") if name in views]
-        h, f = network.forward_crops(encoder, params["encoder"], state["encoder"], crops, axis)
-        z = h.reshape(-1, h.shape[-1])  # [b, V, features] -> [b·V, features]
-        z, g = network.forward(projector, params["projector"], state["projector"], z, axis)
-        return heads.unit(z).reshape(*h.shape[:2], -1), {"encoder": f, "projector": g}
-
     def loss(params, state, views, ctx):
-        z, stats = embed(params, state, views, ctx.axis)
+        z, stats = multi_crop.embed(encoder, projector, params, state, views, ctx.axis)
         index = views["index"]
         terms = [
             clustering.pseudo_label_cross_entropy(
-                clustering.scores(z, kernel), labels[index], m.temperature, ctx.axis
+                clustering.scores(z, kernel), labels[index], temperature, ctx.axis
             )
             for kernel, labels in zip(kernels(params), state["labels"], strict=True)
         ]
@@ -126,7 +169,7 @@ def make(config: ConfigDict, run: Run) -> Method:
 
     def after_step(params, state, ctx):
         params = normalized(params)
-        epoch = (ctx.step + 1) // run.steps_per_epoch  # of the next step
+        epoch = (ctx.step + 1) // steps_per_epoch  # of the next step
 
         def label():
             member = state["seen"] >= epoch - 1

@@ -6,6 +6,7 @@ Assignments", algorithm 1 of the appendix; facebookresearch/swav main_swav.py, s
     which all other crops of the image predict
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -13,17 +14,71 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
-from ssl_jax.contract.method import Method, Run
+from ssl_jax.contract.method import Field, Method, Run
 from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 from ssl_jax.losses import clustering
 from ssl_jax.losses.spread import spread
-from ssl_jax.methods.parts import image_encoder
+from ssl_jax.methods.parts import image_encoder, multi_crop, values
 from ssl_jax.methods.parts.prototypes import behind
 from ssl_jax.models import heads, network
 
+PROJECTOR = {"widths": (2048, 128), "norms": ("affine", "none"), "biases": (True, True)}
+FIELDS = (
+    Field("temperature", 0.1, "of the predictions"),
+    Field("prototypes", 3_000, "how many"),
+    Field("epsilon", 0.05, "of Sinkhorn–Knopp; 0.03 where training is unstable (README)"),
+    Field("iterations", 3, "of Sinkhorn–Knopp"),
+    Field("sinkhorn", True, "False: a softmax, which balances nothing (ablation)"),
+    Field("queue", 0, "embeddings of each global crop beside the batch; 0: none"),
+    Field("queue_epoch", 15, "epoch from which the queue fills"),
+    Field("projector", PROJECTOR, "fields of heads.MLP"),
+    Field("local_crops", 6, "local crops of an image, by views.local"),
+)
+
 
 def make(config: ConfigDict, run: Run) -> Method:
+    """`swav` of a config: `config.method` has FIELDS.
+
+    `config.views.both` is the augmentation of the two global crops, `config.views.local` that of
+    the local ones, if there are any.
+    """
+    m, encoder = config.method, models.make(config.model)
+    return swav(
+        encoder,
+        heads.make(m.projector, "--config.method.projector", dtype=encoder.dtype),
+        augment.make("none", **config.views.both),
+        multi_crop.local(config.views),
+        augment.fixed(config.evaluate),
+        batch=run.batch,
+        temperature=m.temperature,
+        prototypes=m.prototypes,
+        epsilon=m.epsilon,
+        iterations=m.iterations,
+        sinkhorn=m.sinkhorn,
+        queue=m.queue,
+        queue_epoch=m.queue_epoch,
+        local_crops=m.local_crops,
+    )
+
+
+def swav(
+    encoder: nn.Module,
+    projector: nn.Module,
+    both: augment.Policy,
+    local: augment.Policy | None,
+    view: augment.Fixed,
+    *,
+    batch: int,
+    temperature: float = 0.1,
+    prototypes: int = 3_000,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    sinkhorn: bool = True,
+    queue: int = 0,
+    queue_epoch: int = 15,
+    local_crops: int = 6,
+) -> Method:
     """SwAV.
 
     The official code sets the prototypes to unit length before every forward pass, outside the
@@ -32,67 +87,50 @@ def make(config: ConfigDict, run: Run) -> Method:
     group a rest: `config.optimizer.groups.prototypes.freeze_epochs`.
 
     Args:
-      config: `config.method` holds
-          temperature: of the predictions;
-          prototypes: how many;
-          epsilon, iterations: of Sinkhorn–Knopp;
-          sinkhorn: False replaces it by the softmax of the scores / epsilon, which nothing keeps
-            from giving all images one prototype (ablation);
-          queue: embeddings of each global crop that Sinkhorn–Knopp sees beside the batch, rounded
-            down to whole batches; 0: none;
-          queue_epoch: epoch from which the queue fills; it is used once it is full;
-          projector: fields of `heads.MLP`;
-          local_crops: how many;
-        `config.views.both` the augmentation of the two global crops, `config.views.local` that of
-        the local ones if there are any, `config.model` the encoder.
-      run: the batch.
+      encoder: of images, see `models.make`.
+      projector: on its features.
+      both: the augmentation of the two global crops.
+      local: that of the local ones; None where there are none.
+      view: the fixed view of probing.
+      batch: rows of a step over all devices.
+      temperature: of the predictions.
+      prototypes: how many.
+      epsilon, iterations: of Sinkhorn–Knopp.
+      sinkhorn: False replaces it by the softmax of the scores / epsilon, which nothing keeps from
+        giving all images one prototype (ablation).
+      queue: embeddings of each global crop that Sinkhorn–Knopp sees beside the batch, rounded down
+        to whole batches; 0: none.
+      queue_epoch: epoch from which the queue fills; it is used once it is full.
+      local_crops: how many.
 
     Raises:
-      UserError: the queue is shorter than a batch, or there are local crops without a view for
-        them.
+      UserError: a value that cannot be.
     """
-    m = config.method
-    if m.local_crops and "local" not in config.views:
-        raise UserError(f"method.local_crops is {m.local_crops}, but there is no views.local")
-    encoder = models.make(config.model)
-    view = augment.fixed(config.evaluate)
-    projector = heads.MLP(**m.projector, dtype=encoder.dtype)
-    prototypes = heads.Prototypes(m.prototypes)
-    big = (augment.make("none", **config.views.both),) * 2
-    small = (augment.make("none", **config.views.local),) * m.local_crops if m.local_crops else ()
-    iterations = m.iterations if m.sinkhorn else 0
-    length = m.queue - m.queue % run.batch
-    if m.queue and not length:
+    values.positive(temperature=temperature, epsilon=epsilon)
+    values.count(1, prototypes=prototypes)
+    values.count(0, iterations=iterations, queue=queue, queue_epoch=queue_epoch)
+    crops = multi_crop.policies((both, both), local, local_crops)
+    module = heads.Prototypes(prototypes)
+    length = queue - queue % batch
+    if queue and not length:
         raise UserError(
-            f"method.queue is {m.queue}, less than a batch of {run.batch}; set it to 0 or to a "
-            f"multiple of {run.batch}"
+            f"--config.method.queue is {queue}, less than a batch of {batch}; set it to 0 or to a "
+            f"multiple of {batch}"
         )
 
     def views(key, batch, ctx):
-        drawn = {"global": augment.crops(big, key, batch["image"], ctx.axis)}  # [b, 2, S, S, C]
-        if small:
-            key = jax.random.fold_in(key, 1)
-            drawn["local"] = augment.crops(small, key, batch["image"], ctx.axis)  # [b, k, s, s, C]
-        return drawn
+        return multi_crop.draw(crops, key, batch["image"], ctx.axis)
 
     def init(key, views):
         keys = jax.random.split(key, 3)
         f, h = network.create(encoder, keys[0], views["global"][:, 0])
         g, z = network.create(projector, keys[1], h)
-        c = prototypes.init(keys[2], z)
+        c = module.init(keys[2], z)
         params = {"encoder": f["params"], "projector": g["params"], "prototypes": c["params"]}
         state = {"encoder": f["batch_stats"], "projector": g["batch_stats"]}
         if length:
             state["queue"] = jnp.zeros((2, length, z.shape[1]))  # newest first
         return normalized(params), state
-
-    def embed(params, state, views, axis):
-        """Unit embeddings of all crops [b, V, d], and the statistics after them."""
-        crops = [views[name] for name in ("global", "local") if name in views]
-        h, f = network.forward_crops(encoder, params["encoder"], state["encoder"], crops, axis)
-        z = h.reshape(-1, h.shape[-1])  # [b, V, features] -> [b·V, features]
-        z, g = network.forward(projector, params["projector"], state["projector"], z, axis)
-        return heads.unit(z).reshape(*h.shape[:2], -1), {"encoder": f, "projector": g}
 
     def assign(z, kernel, queue, ctx):
         """Assignments [b, 2, K] of the global crops [b, 2, d], and what becomes of the queue."""
@@ -104,7 +142,7 @@ def make(config: ConfigDict, run: Run) -> Method:
 
         def balance(z):  # [2, n, d] -> [2, B, K]
             scores = clustering.scores(z, kernel)
-            return clustering.sinkhorn(scores, m.epsilon, iterations)[:, -B:]
+            return clustering.sinkhorn(scores, epsilon, iterations if sinkhorn else 0)[:, -B:]
 
         if length:
             q = lax.cond(
@@ -112,26 +150,26 @@ def make(config: ConfigDict, run: Run) -> Method:
                 lambda: balance(jnp.concatenate([queue, z], axis=1)),
                 lambda: balance(z),
             )
-            queue = Partial(push, queue, z, ctx.epoch >= m.queue_epoch)
+            queue = Partial(push, queue, z, ctx.epoch >= queue_epoch)
         else:
             q = balance(z)
         mine = lax.dynamic_slice_in_dim(q, collectives.rank(ctx.axis) * b, b, axis=1)
         return jnp.swapaxes(mine, 0, 1), queue
 
     def loss(params, state, views, ctx):
-        z, stats = embed(params, state, views, ctx.axis)
+        z, stats = multi_crop.embed(encoder, projector, params, state, views, ctx.axis)
         kernel = params["prototypes"]["kernel"]
         scores = clustering.scores(z, kernel)  # [b, V, K]
         fixed = lax.stop_gradient((z[:, :2], kernel))
         q, queue = assign(*fixed, state.get("queue"), ctx)
-        value = clustering.swapped_cross_entropy(scores, q, m.temperature)
+        value = clustering.swapped_cross_entropy(scores, q, temperature)
         if length:
             stats["queue"] = queue
         found = metrics(lax.stop_gradient(scores), q, ctx.axis) | spread(z, ctx.axis)
         return value, (stats, found)
 
     def metrics(scores, q, axis):
-        p = jax.nn.softmax(scores / m.temperature, axis=-1)
+        p = jax.nn.softmax(scores / temperature, axis=-1)
         use = collectives.pmean(p.mean((0, 1)), axis)  # [K], over all crops of all devices
         best = jnp.argmax(q, axis=-1)  # [b, 2]
         return {

@@ -35,7 +35,49 @@ WRONG = {
     "shuffle": (0, -1),
     "encoder": ("teacher",),
     "initial_target": ("copy",),
+    "student_temperature": (0.0, float("nan")),
+    "teacher_temperature": (0.0, -1.0),
+    "warmup_teacher_temperature": (0.0,),
+    "warmup_teacher_epochs": (-1,),
+    "centring": ("means",),
+    "centre_momentum": (-0.1, 1.1),
+    "sinkhorn_iterations": (0,),
+    "local_crops": (-1, 2),  # without a view for them
+    "form": ("softmx",),
+    "bank_momentum": (-0.1, 1.1),
+    "negatives": (-1,),
+    "masking": ("blocks",),
+    "ratio": (0.0, 1.0, float("nan")),
+    "padding": (-1,),
+    "permutations": (0, 400_000),  # there are 9!
+    "permutation_seed": (-1, 2**32),
+    "tile": (1, 13),  # a cell has 12 pixels
+    "jitter": (-1, 4),
+    "epsilon": (0.0, float("nan")),
+    "iterations": (-1,),
+    "queue_epoch": (-1,),
+    "sharpness": (0.0,),
+    "tolerance": (0.0, float("nan")),
 }
+# Those of one method, or within a field.
+WRONG_IN = (
+    ("swav", "prototypes", 0),
+    ("sela_v2", "prototypes", ()),
+    ("sela_v2", "prototypes", (200, 0)),
+    ("deepcluster_v2", "prototypes", ()),
+    ("deepcluster_v2", "prototypes", (200, 0)),
+    ("deepcluster_v2", "prototypes", (200, 5_000)),  # an epoch has 3,968 examples
+    ("deepcluster_v2", "iterations", 0),
+    ("sela_v2", "iterations", 0),
+    ("jigsaw", "projector", (128, 0)),
+    ("jigsaw", "hidden", (-1,)),
+    ("mae", "decoder.width", 30),  # not 4 heads
+    ("mae", "decoder.heads", 0),
+    ("mae", "decoder.depth", -1),
+    ("mae", "decoder.mlp", 0.0),
+    ("dino", "projector.out", 0),
+    ("dino", "projector.layers", 0),
+)
 HEADS = (
     ({"widths": ()}, "0 widths, "),
     ({"widths": (8, 8, 8, 8)}, "it must have one of each for every layer"),
@@ -75,25 +117,36 @@ def test_the_constructor_has_the_defaults_of_the_fields_and_documents_each_argum
         assert f"{argument}:" in text or f"{argument}," in text, argument
 
 
+@pytest.mark.parametrize(("name", "field"), [("mae", "decoder"), ("dino", "projector")])
+def test_a_field_that_a_module_does_not_have_is_named(name, field):
+    config, _ = configs.load(f"{name}:digits")
+    with config.unlocked():
+        config.method[field].hiden = 3
+    with pytest.raises(UserError, match=f"--config.method.{field} has no field hiden"):
+        METHODS[name](config, RUN)
+
+
 CASES = [
     (name, field, value)
     for name in OWN
     for field, values in WRONG.items()
     if field in methods.defaults(name)
     for value in values
-]
+] + [*WRONG_IN]
 
 
 @pytest.mark.parametrize(("name", "field", "value"), CASES)
 def test_a_value_that_cannot_be_is_refused_before_anything_is_traced(name, field, value):
     config, _ = configs.load(f"{name}:digits")
-    config.method[field] = value
+    config.update_from_flattened_dict({f"method.{field}": value})
     with pytest.raises(UserError, match=f"--config.method.{field}") as error:
         METHODS[name](config, RUN)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", [n for n in OWN if "norms" in methods.defaults(n)["projector"]])
+@pytest.mark.parametrize(
+    "name", [n for n in OWN if "norms" in methods.defaults(n).get("projector", ())]
+)
 @pytest.mark.parametrize(("wrong", "message"), HEADS)
 def test_a_head_that_cannot_be_is_refused(name, wrong, message):
     config, _ = configs.load(f"{name}:digits")

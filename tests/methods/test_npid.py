@@ -40,7 +40,7 @@ def identity_method(monkeypatch, preset, **fields):
     config, _ = configs.load(f"configs/npid.py:{preset}")
     config.method.update(fields)
     monkeypatch.setattr(npid.models, "make", lambda _: Identity())
-    monkeypatch.setattr(npid.heads, "MLP", lambda **_: Identity())
+    monkeypatch.setattr(npid.heads, "make", lambda *_, **__: Identity())
     method = npid.make(config, RUN)
     empty = {"encoder": {}, "projector": {}}
 
@@ -172,5 +172,5 @@ def test_presets_and_errors():
     with pytest.raises(UserError, match="method.form is 'softmx'. Did you mean softmax"):
         npid.make(config, RUN)
     config.method.form, config.method.negatives = "nce", 0
-    with pytest.raises(UserError, match="'nce' needs at least 1"):
+    with pytest.raises(UserError, match="method.negatives is 0; it must be at least 1"):
         npid.make(config, RUN)

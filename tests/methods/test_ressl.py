@@ -29,6 +29,7 @@ def context(step=0):
 
 class Identity(nn.Module):
     dtype: jnp.dtype = jnp.float32
+    group: int | None = None
     axis: str | None = None
 
     def __call__(self, x, train=False):
@@ -41,6 +42,7 @@ SCALE = 8.0  # above the length of every row of logits
 class Lift(nn.Module):
     """Similarities s to the queue [8·I, 0] -> the unit vector that has them: (s / 8, √(1 − …))."""
 
+    group: int | None = None
     axis: str | None = None
 
     def __call__(self, x, train=False):
@@ -53,7 +55,7 @@ def test_the_official_loss_through_the_method(monkeypatch):
     config, _ = configs.load("configs/ressl.py:imagenet")
     config.method.update(queue=24, group=2, shuffle=2)
     monkeypatch.setattr(ressl.models, "make", lambda model: Identity())
-    monkeypatch.setattr(ressl.heads, "MLP", lambda **fields: Lift())
+    monkeypatch.setattr(ressl.heads, "make", lambda *_, **__: Lift())
     method = ressl.make(config, RUN._replace(batch=8))
     views = jnp.asarray(np.stack([golden["logitsq"], golden["logitsk"]], 1))  # [8, 2, 20]
     params, state = method.init(jax.random.key(0), views)

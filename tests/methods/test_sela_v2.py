@@ -36,7 +36,7 @@ def setting(monkeypatch):
     config, _ = configs.load("configs/sela_v2.py:imagenet")
     config.method.update(prototypes=HEADS, local_crops=1, iterations=1000)
     monkeypatch.setattr(sela_v2.models, "make", lambda _: Identity())
-    monkeypatch.setattr(sela_v2.heads, "MLP", lambda **_: Identity())
+    monkeypatch.setattr(sela_v2.heads, "make", lambda *_, **__: Identity())
     method = sela_v2.make(config, RUN)
     made = {"params": {}, "batch_stats": {}}
     monkeypatch.setattr(sela_v2.network, "create", lambda net, key, x: (made, jnp.zeros((1, 6))))

@@ -44,7 +44,7 @@ def make(monkeypatch):
         config, _ = configs.load("configs/swav.py:imagenet")
         config.method.update(prototypes=10, local_crops=4, **changes)
         monkeypatch.setattr(swav.models, "make", lambda _: Identity())
-        monkeypatch.setattr(swav.heads, "MLP", lambda **_: Identity())
+        monkeypatch.setattr(swav.heads, "make", lambda *_, **__: Identity())
         return swav.make(config, RUN)
 
     return make

@@ -4,9 +4,10 @@ Each takes them by the names that they have in `config.method`: positive(tempera
 cannot be is a UserError that names the field, the value and what it may be.
 """
 
+import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ssl_jax.errors import UserError, near_misses
@@ -40,12 +41,31 @@ def count(least: int, **values: int) -> None:
     _check(values, lambda n: n >= least, f"at least {least}")
 
 
+def counts(least: int, **values: Sequence[int]) -> None:
+    """Whole numbers of at least `least`, one or more of them: the sizes of several heads."""
+    for name, sizes in values.items():
+        if not len(sizes):
+            raise UserError(f"--config.method.{name} is empty; it must have at least one number")
+        count(least, **{f"{name}[{i}]": size for i, size in enumerate(sizes)})
+
+
 def known(names: Iterable[str], **values: str) -> None:
     """One of some names."""
     names = tuple(names)
     for name, value in values.items():
         if value not in names:
             raise UserError(f"--config.method.{name} is {value!r}.{near_misses(value, names)}")
+
+
+def fields(module: type, **values: Mapping[str, Any]) -> None:
+    """Fields that a Flax module has, by their names."""
+    names = {f.name for f in dataclasses.fields(module)} - {"parent", "name", "axis", "dtype"}
+    for name, given in values.items():
+        for key in given:
+            if key not in names:
+                raise UserError(
+                    f"--config.method.{name} has no field {key}.{near_misses(key, names)}"
+                )
 
 
 def _check(values: dict[str, Any], right: Callable[[Any], bool], what: str) -> None:
