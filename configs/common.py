@@ -139,3 +139,30 @@ def resnet18(**changes: Any) -> ConfigDict:
     """Fields of `config.model`: a ResNet-18 for 32 pixels in bfloat16, and what differs."""
     fields = {"name": "resnet18", "width": 64, "stem": "cifar", "dtype": "bfloat16"}
     return ConfigDict({**fields, **changes})
+
+
+def swav_imagenet(optimizer: ConfigDict) -> None:
+    """Sets SwAV's recipe for ImageNet (scripts/swav_100ep_pretrain.sh), which two others follow.
+
+    Learning rate absolute, weight decay and LARC on every parameter.
+    """
+    optimizer.name = "larc"
+    optimizer.learning_rate = 4.8
+    optimizer.schedule = "cosine_peak_twice"
+    optimizer.warmup_epochs = 10.0
+    optimizer.warmup_start = 0.3 / 4.8
+    optimizer.final = 1e-3  # 0.0048
+    optimizer.weight_decay = 1e-6
+    optimizer.decay_exclude = ()
+    optimizer.trust_exclude = ()
+
+
+def swav_cifar10(optimizer: ConfigDict) -> None:
+    """Sets solo-learn's recipe of SwAV for CIFAR-10 (scripts/pretrain/cifar/swav.yaml)."""
+    optimizer.name = "larc_clip"
+    optimizer.trust_coefficient = 0.02
+    optimizer.learning_rate = 0.6
+    optimizer.scaling = "linear"
+    optimizer.warmup_epochs = 10.0
+    optimizer.warmup_start = 5e-5  # 3e-5 of 0.6
+    optimizer.weight_decay = 1e-6

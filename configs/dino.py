@@ -16,9 +16,9 @@ Expected:
 
 from ml_collections import ConfigDict
 
-from ssl_jax.augment import policies
-from ssl_jax.optim import optimizers
 from ssl_jax.runs import config as configs
+
+common = configs.load_module("common")
 
 
 def imagenet() -> ConfigDict:
@@ -32,13 +32,7 @@ def imagenet() -> ConfigDict:
         --config.method.teacher_temperature=0.07 --config.method.warmup_teacher_epochs=30
         --config.method.projector.norm_last=False
     """
-    c = configs.defaults()
-    c.epochs = 100.0
-    c.batch = 512
-    c.data.source = "tfds:imagenet2012"
-    c.data.test_split = "validation"
-    c.data.size = 256
-    c.data.channels = 3
+    c = common.imagenet(epochs=100.0, batch=512)
     c.model = ConfigDict(
         {
             "name": "vit_small",
@@ -50,11 +44,10 @@ def imagenet() -> ConfigDict:
             "dtype": "bfloat16",
         }
     )
-    c.method = method()
-    c.views.global_1 = ConfigDict(policies.make("dino_global_1", 224)._asdict())
-    c.views.global_2 = ConfigDict(policies.make("dino_global_2", 224)._asdict())
-    c.views.local = ConfigDict(policies.make("dino_local", 96)._asdict())
-    c.optimizer = optimizers.defaults()
+    c.method = common.method("dino")
+    c.views.global_1 = common.view("dino_global_1", 224)
+    c.views.global_2 = common.view("dino_global_2", 224)
+    c.views.local = common.view("dino_local", 96)
     c.optimizer.name = "adamw"
     c.optimizer.learning_rate = 5e-4
     c.optimizer.scaling = "linear"
@@ -66,12 +59,7 @@ def imagenet() -> ConfigDict:
     c.optimizer.weight_decay_final = 0.4
     c.optimizer.clip_per_parameter = 3.0
     c.optimizer.groups = ConfigDict({"last_layer": {"freeze_epochs": 1.0}})
-    c.evaluate.size = 224
-    c.evaluate.mean = policies.IMAGENET_MEAN
-    c.evaluate.std = policies.IMAGENET_STD
-    c.evaluate.crop_fraction = 0.875
     c.monitor.every_steps = 2_500
-    c.log_every = 50
     return c
 
 
@@ -82,26 +70,13 @@ def cifar10() -> ConfigDict:
     convolution pads by 1 (there by 2) and BatchNorm sees both crops together, as DINO's code does
     (there one after the other). The student is probed, as there.
     """
-    c = imagenet()
-    c.epochs = 1_000.0
-    c.batch = 256
-    c.data.source = "tfds:cifar10"
-    c.data.test_split = "test"
-    c.data.size = 32
-    c.model = ConfigDict(
-        {"name": "resnet18", "width": 64, "stem": "cifar", "dtype": "bfloat16"},
+    c = common.cifar10(epochs=1_000.0, batch=256)
+    c.method = common.method(
+        "dino", local_crops=0, teacher_temperature=0.07, momentum=0.9995, encoder="online"
     )
-    c.method = method(
-        out=4096,
-        local_crops=0,
-        teacher_temperature=0.07,
-        momentum=0.9995,
-        encoder="online",
-    )
-    c.views = ConfigDict()
-    c.views.global_1 = ConfigDict(policies.make("cifar_asymmetric_1", 32)._asdict())
-    c.views.global_2 = ConfigDict(policies.make("cifar_asymmetric_2", 32)._asdict())
-    c.optimizer = optimizers.defaults()
+    c.method.projector.out = 4096
+    c.views.global_1 = common.view("cifar_asymmetric_1", 32)
+    c.views.global_2 = common.view("cifar_asymmetric_2", 32)
     c.optimizer.name = "larc_clip"
     c.optimizer.trust_coefficient = 0.02
     c.optimizer.learning_rate = 0.3
@@ -110,11 +85,6 @@ def cifar10() -> ConfigDict:
     c.optimizer.warmup_start = 1e-4  # 3e-5 of 0.3
     c.optimizer.weight_decay = 1e-6
     c.optimizer.groups = ConfigDict({"last_layer": {"freeze_epochs": 1.0}})
-    c.evaluate.size = 32
-    c.evaluate.mean = policies.CIFAR10_MEAN
-    c.evaluate.std = policies.CIFAR10_STD
-    c.evaluate.crop_fraction = 1.0
-    c.monitor.every_steps = 2_000
     return c
 
 
@@ -126,12 +96,10 @@ def digits() -> ConfigDict:
     with a teacher fast enough for 620 steps the centre does not keep up; BatchNorm in the head,
     without which the embeddings keep to a few directions.
     """
-    c, _ = configs.load("simclr:digits")
-    c.method = method(out=1024, hidden=256, bottleneck=64, local_crops=0, momentum=0.8)
-    c.method.centring = "sinkhorn"
-    c.method.projector.norm = True
-    c.views.both.area = (0.4, 1.0)
-    c.views = both(c.views)
+    c = common.digits()
+    c.method = small(hidden=256)
+    c.views.global_1 = common.view("digits", 20, area=(0.4, 1.0))
+    c.views.global_2 = common.view("digits", 20, area=(0.4, 1.0))
     c.optimizer.learning_rate = 3e-3
     c.optimizer.clip_per_parameter = 3.0
     c.optimizer.groups = ConfigDict({"last_layer": {"freeze_epochs": 1.0}})
@@ -144,54 +112,19 @@ def peer() -> ConfigDict:
     Its hidden widths and momentum are not recorded: 512 and 64 are those of lightly's example.
     Momentum, Sinkhorn–Knopp and the head's BatchNorm are those of `digits`.
     """
-    c, _ = configs.load("simclr:peer")
-    c.method = method(out=1024, hidden=512, bottleneck=64, local_crops=0, momentum=0.8)
-    c.method.centring = "sinkhorn"
-    c.method.projector.norm = True
-    c.views = both(c.views)
+    c = common.peer()
+    c.method = small(hidden=512)
+    c.views.global_1 = common.view("digits", 28)
+    c.views.global_2 = common.view("digits", 28)
     c.optimizer.groups = ConfigDict({"last_layer": {"freeze_epochs": 1.0}})
     return c
 
 
-def both(views: ConfigDict) -> ConfigDict:
-    """`views.both` as two global views that can be changed apart."""
-    return ConfigDict({"global_1": views.both.to_dict(), "global_2": views.both.to_dict()})
-
-
-def method(
-    out: int = 65_536,
-    hidden: int = 2048,
-    bottleneck: int = 256,
-    local_crops: int = 8,
-    teacher_temperature: float = 0.04,
-    momentum: float = 0.996,
-    encoder: str = "target",
-) -> ConfigDict:
-    """Fields of `config.method`; without arguments those of the official code."""
-    return ConfigDict(
-        {
-            "name": "dino",
-            "projector": {
-                "out": out,
-                "hidden": hidden,
-                "bottleneck": bottleneck,
-                "layers": 3,
-                "norm": False,
-                "norm_last": True,
-            },
-            "predictor": {"widths": (), "norms": (), "biases": ()},  # no widths: none
-            "local_crops": local_crops,
-            "student_temperature": 0.1,
-            "teacher_temperature": teacher_temperature,
-            "warmup_teacher_temperature": 0.04,  # the teacher's in epoch 0 …
-            "warmup_teacher_epochs": 0,  # … if there is a warm-up
-            "centring": "mean",  # mean | sinkhorn | none
-            "centre_momentum": 0.9,
-            "sinkhorn_iterations": 3,
-            "momentum": momentum,  # of the teacher at step 0; a cosine leads to 1
-            "encoder": encoder,  # that is probed: target | online
-        }
-    )
+def small(hidden: int) -> ConfigDict:
+    """Fields of `config.method` for digits: two crops, 1,024 outputs, a fast teacher."""
+    c = common.method("dino", local_crops=0, momentum=0.8, centring="sinkhorn")
+    c.projector.update(out=1024, hidden=hidden, bottleneck=64, norm=True)
+    return c
 
 
 PRESETS = {"imagenet": imagenet, "cifar10": cifar10, "digits": digits, "peer": peer}

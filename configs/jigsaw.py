@@ -16,9 +16,12 @@ Ablations:
 
 from ml_collections import ConfigDict
 
-from ssl_jax.augment import policies
-from ssl_jax.optim import optimizers
 from ssl_jax.runs import config as configs
+
+common = configs.load_module("common")
+
+# VISSL decays the biases of the linear layers, but nothing of a BatchNorm.
+NORMS = (r"(^|/)((downsample_)?bn|norm)\d*/",)
 
 
 def imagenet() -> ConfigDict:
@@ -30,20 +33,12 @@ def imagenet() -> ConfigDict:
     instead, 1,000 orders, tiles up to 22 pixels into their cells, enlarged to 75, a third of the
     images gray, 70 epochs at learning rate 1e-3.
     """
-    c = configs.defaults()
-    c.epochs = 105.0
-    c.batch = 256
-    c.data.source = "tfds:imagenet2012"
-    c.data.test_split = "validation"
-    c.data.size = 256
-    c.data.channels = 3
-    c.model = ConfigDict({"name": "resnet50", "width": 64, "stem": "imagenet", "dtype": "bfloat16"})
+    c = common.imagenet(epochs=105.0, batch=256)
     # 255 = 3 × 85, and 85 = 64 + 21; VISSL's randint(0, 21) leaves 21 out.
-    c.method = method(permutations=2000, tile=64, jitter=20, projector=(1000,), hidden=())
+    c.method = common.method("jigsaw")
     # 255 × 255 pixels anywhere in the stored 256 × 256.
     crop = {"area": (255**2 / 256**2,) * 2, "aspect": (1.0, 1.0), "flip": 0.5, "gray": 0.66}
-    c.views.image = ConfigDict(policies.make("none", 255, **crop)._asdict())
-    c.optimizer = optimizers.defaults()
+    c.views.image = common.view("none", 255, **crop)
     c.optimizer.name = "sgd"
     c.optimizer.learning_rate = 0.1
     c.optimizer.scaling = "linear"
@@ -52,14 +47,9 @@ def imagenet() -> ConfigDict:
     c.optimizer.warmup_start = 0.25
     c.optimizer.milestones = (30.0, 60.0, 90.0, 100.0)
     c.optimizer.weight_decay = 1e-4
-    # VISSL decays the biases of the linear layers, but nothing of a BatchNorm.
-    c.optimizer.decay_exclude = (r"(^|/)((downsample_)?bn|norm)\d*/",)
-    c.evaluate.size = 224
-    c.evaluate.mean, c.evaluate.std = policies.IMAGENET_MEAN, policies.IMAGENET_STD
-    c.evaluate.crop_fraction = 0.875
+    c.optimizer.decay_exclude = NORMS
     c.monitor.every_steps = 10_000
     c.checkpoint.every_steps = 5_000
-    c.log_every = 50
     return c
 
 
@@ -69,24 +59,18 @@ def cifar10() -> ConfigDict:
     The image is enlarged to 36 = 3 × 12 pixels, which leaves tiles of 10. Schedule and weight decay
     are those of RotNet on CIFAR-10.
     """
-    c = imagenet()
-    c.epochs = 200.0
-    c.data.source = "tfds:cifar10"
-    c.data.test_split = "test"
-    c.data.size = 32
-    c.model.update(name="resnet18", stem="cifar")
-    c.method = method(permutations=100, tile=10, jitter=2, projector=(), hidden=(1024,))
-    view = policies.make("none", 36, area=(0.5, 1.0), flip=0.5, gray=0.3)
-    c.views.image = ConfigDict(view._asdict())
-    c.optimizer.warmup_epochs = 0.0
-    c.optimizer.warmup_start = 0.0
+    c = common.cifar10(epochs=200.0, batch=256)
+    c.method = small(projector=(), hidden=(1024,))
+    c.views.image = common.view("none", 36, area=(0.5, 1.0), flip=0.5, gray=0.3)
+    c.optimizer.name = "sgd"
+    c.optimizer.learning_rate = 0.1
+    c.optimizer.scaling = "linear"
+    c.optimizer.schedule = "step"
     c.optimizer.milestones = (60.0, 120.0, 160.0)
     c.optimizer.factor = 0.2
     c.optimizer.weight_decay = 5e-4
+    c.optimizer.decay_exclude = NORMS
     c.evaluate.size = 36
-    c.evaluate.mean, c.evaluate.std = policies.CIFAR10_MEAN, policies.CIFAR10_STD
-    c.evaluate.crop_fraction = 1.0
-    c.monitor.every_steps = 2_000
     c.checkpoint.every_steps = 2_000
     return c
 
@@ -99,30 +83,19 @@ def digits() -> ConfigDict:
     enlarged to 36 pixels, for probing as well, and there normalised by the mean and deviation of
     MNIST, as the tiles are by their own. Tiles of the black border are all alike.
     """
-    c, _ = configs.load("simclr:digits")
-    c.epochs = 15.0
-    c.batch = 128
-    c.method = method(permutations=100, tile=10, jitter=2, projector=(128,), hidden=(256,))
-    view = policies.make("digits", 36, area=(0.6, 1.0), shear=0.2)
-    c.views = ConfigDict({"image": view._asdict()})
+    c = common.digits(epochs=15.0)
+    c.method = small(projector=(128,), hidden=(256,))
+    c.views.image = common.view("digits", 36, area=(0.6, 1.0), shear=0.2)
     c.optimizer.learning_rate = 3e-3
     c.evaluate.size = 36
     c.evaluate.mean, c.evaluate.std = (0.1307,), (0.3081,)
     return c
 
 
-def method(permutations: int, tile: int, jitter: int, projector: tuple, hidden: tuple):
-    """Fields of `config.method`."""
-    return ConfigDict(
-        {
-            "name": "jigsaw",
-            "permutations": permutations,  # K, the classes
-            "permutation_seed": 0,
-            "tile": tile,  # pixels
-            "jitter": jitter,  # a tile begins 0 … jitter pixels into its cell
-            "projector": projector,  # widths of the layers of each tile
-            "hidden": hidden,  # widths of the layers of all nine joined, before the last
-        }
+def small(projector: tuple[int, ...], hidden: tuple[int, ...]) -> ConfigDict:
+    """Fields of `config.method`: 100 orders of tiles of 10 pixels in cells of 12."""
+    return common.method(
+        "jigsaw", permutations=100, tile=10, jitter=2, projector=projector, hidden=hidden
     )
 
 

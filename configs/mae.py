@@ -23,8 +23,9 @@ Ablations of the paper (table 1; figure 5):
 from ml_collections import ConfigDict
 
 from ssl_jax.augment import policies
-from ssl_jax.optim import optimizers
 from ssl_jax.runs import config as configs
+
+common = configs.load_module("common")
 
 
 def imagenet() -> ConfigDict:
@@ -35,28 +36,16 @@ def imagenet() -> ConfigDict:
     normalised pixels (off). As in the code, no weight decay on biases and norms, but on the class
     token and the mask token. Probing reads the class token, as the official linear probe.
     """
-    c = configs.defaults()
-    c.epochs = 800.0
-    c.batch = 4096
-    c.data.source = "tfds:imagenet2012"
-    c.data.test_split = "validation"
-    c.data.size = 256
-    c.data.channels = 3
+    c = common.imagenet(epochs=800.0, batch=4096)
     c.model = vit("vit_base", size=224, patch=16, dtype="bfloat16")
-    c.method = method(width=512, depth=8, heads=16)
-    c.views.image = ConfigDict(policies.make("mae", 224)._asdict())
-    c.optimizer = optimizers.defaults()
+    c.method = common.method("mae")
+    c.views.image = common.view("mae", 224)
     c.optimizer.name = "adamw"
     c.optimizer.betas = (0.9, 0.95)
     c.optimizer.learning_rate = 1.5e-4
     c.optimizer.scaling = "linear"
     c.optimizer.warmup_epochs = 40.0
     c.optimizer.weight_decay = 0.05
-    c.evaluate.size = 224
-    c.evaluate.mean, c.evaluate.std = policies.IMAGENET_MEAN, policies.IMAGENET_STD
-    c.evaluate.crop_fraction = 0.875
-    c.monitor.every_steps = 3_000
-    c.log_every = 50
     return c
 
 
@@ -65,23 +54,19 @@ def cifar10() -> ConfigDict:
 
     Its ViT-S has 12 heads, and its weight decay spares nothing.
     """
-    c = imagenet()
-    c.epochs = 1_000.0
-    c.batch = 256
-    c.data.source = "tfds:cifar10"
-    c.data.test_split = "test"
-    c.data.size = 32
+    c = common.cifar10(epochs=1_000.0, batch=256)
     c.model = vit("vit_small", size=32, patch=4, heads=12, dtype="bfloat16")
+    c.method = common.method("mae")
     normal = {"mean": policies.CIFAR10_MEAN, "std": policies.CIFAR10_STD}
-    c.views.image = ConfigDict(policies.make("mae", 32, area=(0.08, 1.0), **normal)._asdict())
+    c.views.image = common.view("mae", 32, area=(0.08, 1.0), **normal)
+    c.optimizer.name = "adamw"
+    c.optimizer.betas = (0.9, 0.95)
     c.optimizer.learning_rate = 2e-4
+    c.optimizer.scaling = "linear"
     c.optimizer.warmup_epochs = 10.0
     c.optimizer.warmup_start = 0.15  # 3e-5
+    c.optimizer.weight_decay = 0.05
     c.optimizer.decay_exclude = ()
-    c.evaluate.size = 32
-    c.evaluate.mean, c.evaluate.std = policies.CIFAR10_MEAN, policies.CIFAR10_STD
-    c.evaluate.crop_fraction = 1.0
-    c.monitor.every_steps = 2_000
     return c
 
 
@@ -92,14 +77,13 @@ def digits() -> ConfigDict:
     positions would drown the content of the tokens. Probing reads the mean of the patches: in so
     short a run nothing makes the class token gather them.
     """
-    c, _ = configs.load("simclr:digits")
-    c.epochs = 40.0
-    c.batch = 128
+    c = common.digits(epochs=40.0)
     c.model = vit("vit", size=28, patch=4, width=96, depth=4, heads=4, pool="mean")
-    c.method = method(width=64, depth=2, heads=4)
+    c.method = common.method("mae")
+    c.method.decoder.update(width=64, depth=2, heads=4)
     normal = {"mean": (0.1307,), "std": (0.3081,)}
-    view = policies.make("digits", 28, area=(0.5, 1.0), shear=0.2, jitter=0.0, blur=0.0, **normal)
-    c.views = ConfigDict({"image": view._asdict()})
+    changes = {"area": (0.5, 1.0), "shear": 0.2, "jitter": 0.0, "blur": 0.0}
+    c.views.image = common.view("digits", 28, **changes, **normal)
     c.evaluate.update(normal)
     c.optimizer.learning_rate = 2e-3
     c.optimizer.betas = (0.9, 0.95)
@@ -119,20 +103,6 @@ def vit(name: str, size: int, patch: int, dtype: str = "float32", **more) -> Con
         "dtype": dtype,
     }
     return ConfigDict({**fields, **more})
-
-
-def method(width: int, depth: int, heads: int) -> ConfigDict:
-    """Fields of `config.method`: the paper's defaults with a decoder of this size."""
-    return ConfigDict(
-        {
-            "name": "mae",
-            "masking": "random",  # random | block | grid
-            "ratio": 0.75,
-            "encoder_mask_tokens": False,
-            "normalise_pixels": True,
-            "decoder": {"width": width, "depth": depth, "heads": heads, "mlp": 4.0},
-        }
-    )
 
 
 PRESETS = {"imagenet": imagenet, "cifar10": cifar10, "digits": digits}

@@ -15,8 +15,9 @@ Expected:
 from ml_collections import ConfigDict
 
 from ssl_jax.augment import policies
-from ssl_jax.optim import optimizers
 from ssl_jax.runs import config as configs
+
+common = configs.load_module("common")
 
 # What cifar.py normalises with; the deviation is an average over images, not over all pixels.
 CIFAR10_STD = (0.2023, 0.1994, 0.2010)
@@ -29,31 +30,17 @@ def imagenet() -> ConfigDict:
     (equation 10, λ = 30), steps at epochs 120 and 160, and weight decay on every parameter. For the
     full softmax set --config.method.form=softmax; it compares with all images, chunk by chunk.
     """
-    c = configs.defaults()
-    c.epochs = 200.0
-    c.batch = 256
-    c.data.source = "tfds:imagenet2012"
-    c.data.test_split = "validation"
-    c.data.size = 256
-    c.data.channels = 3
-    c.model = ConfigDict(
-        {"name": "resnet18", "width": 64, "stem": "imagenet", "dtype": "float32"},
-    )
-    c.method = method(form="nce", temperature=0.07)
-    c.views.view = ConfigDict(policies.make("moco_v1", 224)._asdict())  # which MoCo took from here
-    c.optimizer = optimizers.defaults()
+    c = common.imagenet(epochs=200.0, batch=256)
+    c.model = common.resnet18(stem="imagenet", dtype="float32")
+    c.method = common.method("npid")
+    c.views.view = common.view("moco_v1", 224)  # which MoCo took from here
     c.optimizer.name = "sgd"
     c.optimizer.learning_rate = 0.03
     c.optimizer.schedule = "step"
     c.optimizer.milestones = (120, 160)
     c.optimizer.weight_decay = 1e-4
     c.optimizer.decay_exclude = ()
-    c.evaluate.size = 224
-    c.evaluate.mean = policies.IMAGENET_MEAN
-    c.evaluate.std = policies.IMAGENET_STD
-    c.evaluate.crop_fraction = 0.875
     c.monitor.every_steps = 5_000
-    c.log_every = 50
     return c
 
 
@@ -62,23 +49,18 @@ def cifar10() -> ConfigDict:
 
     Official (cifar.py --nce-k 0 --nce-t 0.1): no mirror images, and gray after the jitter.
     """
-    c = imagenet()
-    c.batch = 128
-    c.data.source = "tfds:cifar10"
-    c.data.test_split = "test"
-    c.data.size = 32
-    c.model.stem = "cifar"
-    c.method = method(form="softmax", temperature=0.1)
-    policy = policies.make(
-        "moco_v1", 32, flip=0.0, gray_first=False, mean=policies.CIFAR10_MEAN, std=CIFAR10_STD
-    )
-    c.views.view = ConfigDict(policy._asdict())
+    c = common.cifar10(epochs=200.0, batch=128)
+    c.model.dtype = "float32"
+    c.method = common.method("npid", form="softmax", temperature=0.1)
+    normal = {"mean": policies.CIFAR10_MEAN, "std": CIFAR10_STD}
+    c.views.view = common.view("moco_v1", 32, flip=0.0, gray_first=False, **normal)
+    c.optimizer.name = "sgd"
+    c.optimizer.learning_rate = 0.03
+    c.optimizer.schedule = "step"
+    c.optimizer.milestones = (120, 160)
     c.optimizer.weight_decay = 5e-4
-    c.evaluate.size = 32
-    c.evaluate.mean = policies.CIFAR10_MEAN
+    c.optimizer.decay_exclude = ()
     c.evaluate.std = CIFAR10_STD
-    c.evaluate.crop_fraction = 1.0
-    c.monitor.every_steps = 2_000
     return c
 
 
@@ -88,29 +70,10 @@ def digits() -> ConfigDict:
     Chosen on a hold-out of train (docs/results.md): larger crops than SimCLR's, three times its
     epochs (of one view).
     """
-    c, _ = configs.load("simclr:digits")
-    c.epochs = 60.0
-    c.views.both.area = (0.4, 1.0)
-    c.method = method(form="softmax", temperature=0.07)
-    view = c.views.both
-    del c.views.both
-    c.views.view = view
+    c = common.digits(epochs=60.0)
+    c.method = common.method("npid", form="softmax")
+    c.views.view = common.view("digits", 20, area=(0.4, 1.0))
     return c
-
-
-def method(form: str, temperature: float) -> ConfigDict:
-    """Fields of `config.method`: a linear projector to 128 dimensions, as models/resnet.py."""
-    return ConfigDict(
-        {
-            "name": "npid",
-            "form": form,  # softmax: against the whole bank | nce: against some of it
-            "temperature": temperature,
-            "projector": {"widths": (128,), "norms": ("none",), "biases": (True,)},
-            "bank_momentum": 0.5,  # share of a row that stays when its image comes by
-            "chunk": 65_536,  # softmax: rows of the bank at a time; 0: all at once
-            "negatives": 4_096,  # nce
-        }
-    )
 
 
 PRESETS = {"imagenet": imagenet, "cifar10": cifar10, "digits": digits}

@@ -16,9 +16,9 @@ BatchNorm statistics are those of `group` rows, and the teacher's rows change pl
 
 from ml_collections import ConfigDict
 
-from ssl_jax.augment import policies
-from ssl_jax.optim import optimizers
 from ssl_jax.runs import config as configs
+
+common = configs.load_module("common")
 
 
 def imagenet() -> ConfigDict:
@@ -27,29 +27,16 @@ def imagenet() -> ConfigDict:
     Weight decay leaves out what the code's parameter names say, 'bn' and 'bias': the norms of the
     shortcuts, called downsample.1 there, are decayed.
     """
-    c = configs.defaults()
-    c.epochs = 200.0
-    c.batch = 256
-    c.data.source = "tfds:imagenet2012"
-    c.data.test_split = "validation"
-    c.data.size = 256
-    c.data.channels = 3
-    c.model = ConfigDict({"name": "resnet50", "width": 64, "stem": "imagenet", "dtype": "float32"})
-    c.method = method(hidden=4096, out=512, queue=131072, momentum=0.999)
-    c.method.group = 32  # the rows of one of the 8 GPUs
-    c.method.shuffle = 8
-    c.views.first = ConfigDict(policies.make("moco_v2", 224)._asdict())
-    weak = policies.make("supervised", 224, area=(0.2, 1.0))  # crop and flip
-    c.views.second = ConfigDict(weak._asdict())
-    c.optimizer = optimizers.defaults()
+    c = common.imagenet(epochs=200.0, batch=256)
+    c.model.dtype = "float32"
+    c.method = common.method("ressl")  # in groups of the 32 rows of one of the 8 GPUs
+    c.views.first = common.view("moco_v2", 224)
+    c.views.second = common.view("supervised", 224, area=(0.2, 1.0))  # crop and flip
     c.optimizer.name = "sgd"
     c.optimizer.learning_rate = 0.05
     c.optimizer.warmup_epochs = 5.0
     c.optimizer.weight_decay = 1e-4
     c.optimizer.decay_exclude = (r"(^|/)bias$", r"(?<!downsample_)bn\d?/scale$")
-    c.evaluate.size = 224
-    c.evaluate.crop_fraction = 0.875
-    c.evaluate.mean, c.evaluate.std = policies.IMAGENET_MEAN, policies.IMAGENET_STD
     c.monitor.every_steps = 25_000
     c.checkpoint.every_steps = 5_000
     c.log_every = 100
@@ -64,27 +51,23 @@ def cifar10() -> ConfigDict:
     rows are computed, which is the same but for the momentum being one step ahead, and its first
     convolution pads by 2.
     """
-    c = imagenet()
-    c.epochs = 1_000.0
-    c.data.source = "tfds:cifar10"
-    c.data.test_split = "test"
-    c.data.size = 32
-    c.model.name = "resnet18"
-    c.model.stem = "cifar"
-    c.method = method(hidden=4096, out=256, queue=65536, momentum=0.99)
-    c.method.momentum_final = 1.0
-    strong = policies.make("cifar_asymmetric_1", 32, blur=0.5)
-    weak = policies.make("cifar_asymmetric_1", 32, jitter=0.0, gray=0.0)
-    c.views.first = ConfigDict(strong._asdict())
-    c.views.second = ConfigDict(weak._asdict())
+    c = common.cifar10(epochs=1_000.0, batch=256)
+    c.model.dtype = "float32"
+    c.method = common.method("ressl", queue=65_536, momentum=0.99, momentum_final=1.0)
+    c.method.projector.widths = (4096, 256)
+    c.method.group, c.method.shuffle = 0, 1
+    c.views.first = common.view("cifar_asymmetric_1", 32, blur=0.5)
+    c.views.second = common.view("cifar_asymmetric_1", 32, jitter=0.0, gray=0.0)
+    c.optimizer.name = "sgd"
+    c.optimizer.learning_rate = 0.05
     c.optimizer.scaling = "linear"
     c.optimizer.warmup_epochs = 10.0
     c.optimizer.warmup_start = 6e-4  # 3e-5
+    c.optimizer.weight_decay = 1e-4
     c.optimizer.decay_exclude = ()
-    c.evaluate.size = 32
-    c.evaluate.crop_fraction = 1.0
-    c.evaluate.mean, c.evaluate.std = policies.CIFAR10_MEAN, policies.CIFAR10_STD
     c.monitor.every_steps = 4_000
+    c.checkpoint.every_steps = 5_000
+    c.log_every = 100
     return c
 
 
@@ -94,39 +77,14 @@ def digits() -> ConfigDict:
     The teacher's views are crops alone, and large ones: chosen on a hold-out of train
     (docs/results.md), as the queue, the student's crops and the epochs.
     """
-    c, _ = configs.load("simclr:digits")
-    c.epochs = 40.0
-    c.method = method(hidden=256, out=128, queue=2048, momentum=0.99)
-    c.method.group = 8
-    c.method.shuffle = 4
-    c.views.both.area = (0.4, 1.0)
-    weak = policies.make("digits", 20, area=(0.8, 1.0), shear=0.0, jitter=0.0, blur=0.0)
-    c.views = ConfigDict({"first": c.views.both.to_dict(), "second": weak._asdict()})
+    c = common.digits(epochs=40.0)
+    c.method = common.method("ressl", queue=2048, momentum=0.99, momentum_final=0.99)
+    c.method.projector.widths = (256, 128)
+    c.method.group, c.method.shuffle = 8, 4
+    c.views.first = common.view("digits", 20, area=(0.4, 1.0))
+    large = {"area": (0.8, 1.0), "shear": 0.0, "jitter": 0.0, "blur": 0.0}
+    c.views.second = common.view("digits", 20, **large)
     return c
-
-
-def method(hidden: int, out: int, queue: int, momentum: float) -> ConfigDict:
-    """Fields of `config.method`, with BatchNorm over the whole batch."""
-    projector = {
-        "widths": (hidden, out),
-        "norms": ("none", "none"),
-        "biases": (True, True),
-        "initial": "torch",
-    }
-    return ConfigDict(
-        {
-            "name": "ressl",
-            "student_temperature": 0.1,
-            "teacher_temperature": 0.04,
-            "projector": projector,
-            "queue": queue,
-            "momentum": momentum,
-            "momentum_final": momentum,
-            "group": 0,  # rows that share BatchNorm statistics; 0: all
-            "shuffle": 1,  # groups that the teacher's rows change places between; 1: they stay
-            "encoder": "online",  # probing reads the student
-        }
-    )
 
 
 PRESETS = {"imagenet": imagenet, "cifar10": cifar10, "digits": digits}

@@ -12,9 +12,9 @@ Expected:
 
 from ml_collections import ConfigDict
 
-from ssl_jax.augment import policies
-from ssl_jax.optim import optimizers
 from ssl_jax.runs import config as configs
+
+common = configs.load_module("common")
 
 # Mean and deviation in the official dataloader.py.
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)
@@ -31,29 +31,17 @@ def imagenet() -> ConfigDict:
     (RotNet's own recipe is for an AlexNet: 50 epochs of 192 images, SGD with Nesterov's momentum,
     0.01, a tenth from epochs 15, 30 and 45 on, weight decay 5e-4.)
     """
-    c = configs.defaults()
-    c.epochs = 26.25
-    c.batch = 64
-    c.data.source = "tfds:imagenet2012"
-    c.data.test_split = "validation"
-    c.data.size = 256
-    c.data.channels = 3
-    c.model = ConfigDict({"name": "resnet50", "width": 64, "stem": "imagenet", "dtype": "bfloat16"})
-    c.method = method(padding=0)
-    c.views.image = ConfigDict(policies.make("supervised", 224)._asdict())
-    c.optimizer = optimizers.defaults()
+    c = common.imagenet(epochs=26.25, batch=64)
+    c.method = common.method("rotation")
+    c.views.image = common.view("supervised", 224)
     c.optimizer.name = "sgd"
     c.optimizer.learning_rate = 0.1
     c.optimizer.schedule = "step"
     c.optimizer.milestones = (7.5, 15.0, 22.5, 25.0)
     c.optimizer.weight_decay = 1e-4
     c.optimizer.decay_exclude = (r"(^|/)(downsample_)?bn\d*/",)  # VISSL decays the linear bias
-    c.evaluate.size = 224
-    c.evaluate.mean, c.evaluate.std = policies.IMAGENET_MEAN, policies.IMAGENET_STD
-    c.evaluate.crop_fraction = 0.875
     c.monitor.every_steps = 20_000
     c.checkpoint.every_steps = 10_000
-    c.log_every = 50
     return c
 
 
@@ -63,27 +51,20 @@ def cifar10() -> ConfigDict:
     200 epochs of 128 images in four rotations each. The official network is a Network in Network,
     of whose second block the features are taken. All parameters are decayed.
     """
-    c = imagenet()
-    c.epochs = 200.0
-    c.batch = 128
-    c.data.source = "tfds:cifar10"
-    c.data.test_split = "test"
-    c.data.size = 32
-    c.model.update(name="resnet18", stem="cifar")
-    c.method = method(padding=4)
+    c = common.cifar10(epochs=200.0, batch=128)
+    c.method = common.method("rotation", padding=4)
     # 32 × 32 pixels anywhere in the padded 40 × 40: .64 of the area, never resized.
     crop = {"area": (0.64, 0.64), "aspect": (1.0, 1.0), "flip": 0.5}
-    view = policies.make("none", 32, **crop, mean=CIFAR10_MEAN, std=CIFAR10_STD)
-    c.views.image = ConfigDict(view._asdict())
+    c.views.image = common.view("none", 32, **crop, mean=CIFAR10_MEAN, std=CIFAR10_STD)
+    c.optimizer.name = "sgd"
+    c.optimizer.learning_rate = 0.1
+    c.optimizer.schedule = "step"
     c.optimizer.nesterov = True
     c.optimizer.milestones = (60.0, 120.0, 160.0)
     c.optimizer.factor = 0.2
     c.optimizer.weight_decay = 5e-4
     c.optimizer.decay_exclude = ()
-    c.evaluate.size = 32
     c.evaluate.mean, c.evaluate.std = CIFAR10_MEAN, CIFAR10_STD
-    c.evaluate.crop_fraction = 1.0
-    c.monitor.every_steps = 2_000
     c.checkpoint.every_steps = 2_000
     return c
 
@@ -94,19 +75,11 @@ def digits() -> ConfigDict:
     Little shear, since a slanted digit says less about its rotation. 0, 1 and 8 hardly tell half a
     turn, a 6 is a 9: not all of the task can be solved.
     """
-    c, _ = configs.load("simclr:digits")
-    c.epochs = 10.0
-    c.batch = 64
-    c.method = method(padding=0)
-    view = policies.make("digits", 20, area=(0.5, 1.0), shear=0.1)
-    c.views = ConfigDict({"image": view._asdict()})
+    c = common.digits(epochs=10.0, batch=64)
+    c.method = common.method("rotation")
+    c.views.image = common.view("digits", 20, area=(0.5, 1.0), shear=0.1)
     c.optimizer.learning_rate = 3e-3
     return c
-
-
-def method(padding: int) -> ConfigDict:
-    """Fields of `config.method`."""
-    return ConfigDict({"name": "rotation", "padding": padding})
 
 
 PRESETS = {"imagenet": imagenet, "cifar10": cifar10, "digits": digits}

@@ -23,9 +23,9 @@ Ablations:
 
 from ml_collections import ConfigDict
 
-from ssl_jax.augment import policies
-from ssl_jax.optim import optimizers
 from ssl_jax.runs import config as configs
+
+common = configs.load_module("common")
 
 
 def imagenet() -> ConfigDict:
@@ -36,36 +36,13 @@ def imagenet() -> ConfigDict:
     iterations. BatchNorm takes its statistics from the whole batch; the script from groups of 8
     GPUs (512 images).
     """
-    c = configs.defaults()
-    c.epochs = 100.0
-    c.batch = 4096
-    c.data.source = "tfds:imagenet2012"
-    c.data.test_split = "validation"
-    c.data.size = 256
-    c.data.channels = 3
-    c.model = ConfigDict(
-        {"name": "resnet50", "width": 64, "stem": "imagenet", "dtype": "bfloat16"},
-    )
-    c.method = method()
-    big, small = policies.make("swav_global", 224), policies.make("swav_local", 96)
-    c.views = ConfigDict({"both": big._asdict(), "local": small._asdict()})
-    c.optimizer = optimizers.defaults()
-    c.optimizer.name = "larc"
-    c.optimizer.learning_rate = 4.8
-    c.optimizer.schedule = "cosine_peak_twice"
-    c.optimizer.warmup_epochs = 10.0
-    c.optimizer.warmup_start = 0.3 / 4.8
-    c.optimizer.final = 1e-3  # 0.0048
-    c.optimizer.weight_decay = 1e-6
-    c.optimizer.decay_exclude = ()
-    c.optimizer.trust_exclude = ()
+    c = common.imagenet(epochs=100.0, batch=4096)
+    c.method = common.method("swav")
+    c.views.both = common.view("swav_global", 224)
+    c.views.local = common.view("swav_local", 96)
+    common.swav_imagenet(c.optimizer)
+    c.evaluate.std = c.views.both.std  # 0.228 where others have 0.229
     c.optimizer.groups = ConfigDict({"prototypes": {"freeze_epochs": 313 / 312}})
-    c.evaluate.size = 224
-    c.evaluate.mean = big.mean
-    c.evaluate.std = big.std
-    c.evaluate.crop_fraction = 0.875
-    c.monitor.every_steps = 3_000
-    c.log_every = 50
     return c
 
 
@@ -93,30 +70,11 @@ def cifar10() -> ConfigDict:
     uses its queue from epoch 50 on whether full or not, and puts it behind the batch; its
     BatchNorm sees the crops one after the other, and its first convolution pads by 2.
     """
-    c = imagenet()
-    c.epochs = 1_000.0
-    c.batch = 256
-    c.data.source = "tfds:cifar10"
-    c.data.test_split = "test"
-    c.data.size = 32
-    c.model.name = "resnet18"
-    c.model.stem = "cifar"
-    c.method = method(local_crops=0, queue=3_840, queue_epoch=50)
-    c.views = ConfigDict({"both": policies.make("cifar_symmetric", 32)._asdict()})
-    c.optimizer = optimizers.defaults()
-    c.optimizer.name = "larc_clip"
-    c.optimizer.trust_coefficient = 0.02
-    c.optimizer.learning_rate = 0.6
-    c.optimizer.scaling = "linear"
-    c.optimizer.warmup_epochs = 10.0
-    c.optimizer.warmup_start = 5e-5  # 3e-5 of 0.6
-    c.optimizer.weight_decay = 1e-6
+    c = common.cifar10(epochs=1_000.0, batch=256)
+    c.method = common.method("swav", local_crops=0, queue=3_840, queue_epoch=50)
+    c.views.both = common.view("cifar_symmetric", 32)
+    common.swav_cifar10(c.optimizer)
     c.optimizer.groups = ConfigDict({"prototypes": {"freeze_epochs": 2.0}})
-    c.evaluate.size = 32
-    c.evaluate.mean = policies.CIFAR10_MEAN
-    c.evaluate.std = policies.CIFAR10_STD
-    c.evaluate.crop_fraction = 1.0
-    c.monitor.every_steps = 2_000
     return c
 
 
@@ -126,10 +84,9 @@ def digits() -> ConfigDict:
     Chosen on a hold-out of train (docs/results.md): larger crops than SimCLR's, fewer prototypes
     than the batch has images, and no local crops, in which little is left of a digit.
     """
-    c, _ = configs.load("simclr:digits")
-    c.epochs = 40.0
-    c.method = method(hidden=256, prototypes=60, local_crops=0)
-    c.views.both.area = (0.4, 1.0)
+    c = common.digits(epochs=40.0)
+    c.method = small(prototypes=60)
+    c.views.both = common.view("digits", 20, area=(0.4, 1.0))
     c.optimizer.learning_rate = 3e-3
     c.optimizer.groups = ConfigDict({"prototypes": {"freeze_epochs": 1.0}})
     return c
@@ -142,38 +99,20 @@ def peer() -> ConfigDict:
     rate and the BatchNorm without parameters at the end of the projector were chosen on a hold-out
     of train (docs/results.md).
     """
-    c, _ = configs.load("simclr:peer")
-    c.method = method(hidden=256, prototypes=200, local_crops=0)
+    c = common.peer()
+    c.method = small(prototypes=200)
     c.method.projector.norms = ("affine", "plain")
+    c.views.both = common.view("digits", 28)
     c.optimizer.learning_rate = 6e-3
-    c.views = ConfigDict({"both": c.views.both.to_dict()})
     c.optimizer.groups = ConfigDict({"prototypes": {"freeze_epochs": 1.0}})
     return c
 
 
-def method(
-    hidden: int = 2048,
-    prototypes: int = 3_000,
-    local_crops: int = 6,
-    queue: int = 0,
-    queue_epoch: int = 15,
-) -> ConfigDict:
-    """Fields of `config.method`; without arguments those of the official code at batch 4,096."""
-    projector = {"widths": (hidden, 128), "norms": ("affine", "none"), "biases": (True, True)}
-    return ConfigDict(
-        {
-            "name": "swav",
-            "temperature": 0.1,
-            "prototypes": prototypes,
-            "epsilon": 0.05,  # 0.03 where training is unstable (README)
-            "iterations": 3,  # of Sinkhorn–Knopp
-            "sinkhorn": True,
-            "queue": queue,  # embeddings of each global crop; 0: none
-            "queue_epoch": queue_epoch,  # from which it fills
-            "projector": projector,
-            "local_crops": local_crops,
-        }
-    )
+def small(prototypes: int) -> ConfigDict:
+    """Fields of `config.method` for digits: two crops and a narrow projector."""
+    c = common.method("swav", prototypes=prototypes, local_crops=0)
+    c.projector.widths = (256, 128)
+    return c
 
 
 PRESETS = {
