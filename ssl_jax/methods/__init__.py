@@ -49,7 +49,7 @@ MODULES = (
     swav,
 )
 METHODS = {module.__name__.rpartition(".")[2]: module.make for module in MODULES}
-FIELDS = {module.__name__.rpartition(".")[2]: getattr(module, "FIELDS", ()) for module in MODULES}
+FIELDS = {module.__name__.rpartition(".")[2]: module.FIELDS for module in MODULES}
 
 
 def defaults(name: str) -> dict[str, Any]:

@@ -35,6 +35,16 @@ def test_every_preset_loads_says_how_to_run_it_and_survives_json(file, preset):
         assert set(config) == set(configs.defaults()) | {"optimizer"}
 
 
+def test_no_file_loads_the_preset_of_another_method(monkeypatch):
+    """A change to a preset of SimCLR is a change to SimCLR alone."""
+    load, loaded = configs.load, []
+    monkeypatch.setattr(configs, "load", lambda name: loaded.append(name) or load(name))
+    for file in METHODS:
+        for preset in configs.load_module(file).PRESETS.values():
+            preset()
+        assert not loaded, f"configs/{file}.py loads {loaded}"
+
+
 def test_a_method_has_the_fields_that_its_file_names():
     common = configs.load_module("common")
     changed = common.method("simclr", temperature=0.2)
