@@ -160,7 +160,7 @@ def start(*more):
         ("resnet", ("--config.task=segmant",), "Did you mean segment?"),
         ("resnet", ("--config.data.source=digits",), "only scenes"),
         ("resnet", ("--config.data.size=0",), "data.size is 0"),
-        ("resnet", ("--config.stage=2",), "stage is 2; resnet has 1 to 1"),
+        ("resnet", ("--config.stage=2",), "stage is 2; ResNet has 1 to 1"),
         ("resnet", ("--config.step_batch=0",), "step_batch is 0"),
         ("vit", ("--config.data.size=30",), "multiple of 4"),
     ],

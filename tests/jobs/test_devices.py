@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from kit import programs, tiny_run
 
+from ssl_jax.contract.batch import image
 from ssl_jax.contract.method import Run
 from ssl_jax.logs import metrics
 from ssl_jax.processes import host
@@ -151,6 +152,6 @@ def test_the_devices_of_before_are_taken_again_where_they_share_the_batch(monkey
     taken = []
     monkeypatch.setattr(host, "set_cpu_devices", taken.append)
     alone = host.Cluster(1, 0, 1)
-    run = Run(examples=4_000, batch=64, steps_per_epoch=62, total_steps=4)
+    run = Run(4_000, 64, steps_per_epoch=62, total_steps=4, fields=image(28, 1))
     experiment.assemble(config, alone, workdir.Saved(config, run, before))
     assert taken == [now or host.cpu_devices(64, 1, alone)]
