@@ -113,6 +113,8 @@ def test_blocks_of_a_vit(vit, tmp_path):
     ],
 )
 def test_a_mistake_is_one_line(request, tmp_path, capsys, encoder, more, message):
-    code, _ = probe(request.getfixturevalue(encoder), tmp_path, *more)
+    run = request.getfixturevalue(encoder)
+    capsys.readouterr()  # of the run, where it is made here
+    code, _ = probe(run, tmp_path, *more)
     err = capsys.readouterr().err
     assert code == 2 and message in err and err.count("\n") == 1
