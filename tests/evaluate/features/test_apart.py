@@ -87,12 +87,12 @@ def process(port, number):
     """One of two processes: prints the numbers as its last line."""
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(f"localhost:{port}", 2, number)
-    print(json.dumps(numbers()))
+    print(json.dumps(numbers(), default=np.ndarray.tolist))
 
 
 @pytest.fixture(scope="module")
 def one():
-    return json.loads(json.dumps(numbers()))
+    return json.loads(json.dumps(numbers(), default=np.ndarray.tolist))
 
 
 @pytest.fixture(scope="module")
