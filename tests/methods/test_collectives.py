@@ -106,7 +106,7 @@ def test_a_method_that_moves_images_is_caught(mode):
     text, state, config = lower(built, mode)
     found = listed.read(text, DEVICES)
     caught = listed.image_sized(found, listed.images(config, DEVICES, state.params))
-    assert caught and max(map(listed.elements, caught)) >= BATCH * 2 * 28 * 28
+    assert caught and max(map(listed.elements, caught)) >= BATCH * 2 * 16 * 16
 
 
 def test_bytes_by_hand():

@@ -171,7 +171,12 @@ def test_a_grid_of_one_needs_no_holdout_and_rows_without_a_label_are_left_out():
     assert plain["curve"] == [] and plain["learning_rate"] == 0.1
     x = x.copy()
     x[:40] = 1e3
-    assert probe(x, y, x[40:], y[40:], learning_rates=(0.1,)) == plain
+    junk = probe(x, y, x[40:], y[40:], learning_rates=(0.1,))
+    for one, other in zip(
+        junk.pop("classifier").values(), plain.pop("classifier").values(), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    assert junk == plain
 
 
 def test_a_rate_that_diverges_is_not_chosen_and_one_line_says_when_all_do():
