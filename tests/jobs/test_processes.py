@@ -41,7 +41,8 @@ JOBS = {
         *("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=0.02"),
         "--config.optimizer.warmup_fraction=0.0",
     ),
-    "transfer": ("--config.sources=digits,synthetic", "--config.data.test_split=test"),
+    # Not synthetic: of noise, which C is best is a matter of rounding.
+    "transfer": ("--config.sources=digits,scenes", "--config.data.test_split=test"),
     "retrieve": ("--config.shown=2",),
     "cluster": ("--config.restarts=2",),
     "analyze": ("--config.examples=100", "--config.policy=digits"),
@@ -137,9 +138,7 @@ def test_two_processes_find_what_one_finds(found, name):
     assert one.keys() == two.keys() and len(one) > 8
     for key, value in one.items():
         if isinstance(value, float):
-            # One image of 199; of noise, which C is best is a matter of rounding.
-            most = 0.05 if key == "linear_top1_synthetic" else 0.006
-            assert two[key] == pytest.approx(value, rel=1e-4, abs=most), key
+            assert two[key] == pytest.approx(value, rel=1e-4, abs=0.006), key  # one image of 199
         elif not isinstance(value, dict | list):
             assert two[key] == value, key
 
