@@ -4,6 +4,7 @@ import ast
 import pathlib
 
 import ssl_jax
+from ssl_jax.methods import METHODS
 
 # From the ground up. A room may import those before it in this list, and its own files.
 ROOMS = (
@@ -59,3 +60,49 @@ def test_no_room_imports_one_above_it():
         if ROOMS.index(other) > ROOMS.index(room(file))
     ]
     assert not upward, upward
+
+
+# Words that name what a paper does elsewhere than in its method, and are values of fields there: a
+# policy of augmentation and its colours and boxes, ways to begin with weights, the default config.
+ALSO_WORDS = {
+    "augment/color.py": {"byol"},
+    "augment/geometry.py": {"byol"},
+    "augment/pipeline.py": {"byol"},
+    "augment/policies.py": {"byol", "mae", "moco_v1", "moco_v2", "simclr", "simsiam", "vicreg"},
+    "models/linear.py": {"simclr"},
+    "models/vit.py": {"dino", "mae"},
+    "runs/config.py": {"simclr"},
+    "train/supervised.py": {"mae"},
+}
+
+
+def methods_named(file: pathlib.Path) -> set[str]:
+    """Methods that a file imports, or names in a string that is one word."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+        elif isinstance(node, ast.ImportFrom) and node.module == "ssl_jax.methods":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            modules = [getattr(node, "module", None), *(alias.name for alias in node.names)]
+            found |= {m.split(".")[2] for m in modules if (m or "").startswith("ssl_jax.methods.")}
+    return found & set(METHODS)
+
+
+def test_no_method_is_known_by_name_but_to_its_own_room():
+    named = {
+        str(file.relative_to(PACKAGE)): methods_named(file)
+        for file in PACKAGE.rglob("*.py")
+        if room(file) not in ("methods", "configs")
+    }
+    assert {file: names for file, names in named.items() if names} == ALSO_WORDS
+
+
+def test_a_name_of_a_method_would_be_found(tmp_path):
+    file = tmp_path / "page.py"
+    file.write_text(
+        "from ssl_jax.methods import swav\nfrom ssl_jax.methods.dino import make\n"
+        "import ssl_jax.methods.vicreg\nif name == 'mae': pass\n"
+    )
+    assert methods_named(file) == {"swav", "dino", "vicreg", "mae"}

@@ -106,10 +106,12 @@ class Show(NamedTuple):
       variables: (params, state) -> the leaves that `draw` needs.
       draw: (variables, batch, key) -> {title: uint8 [n, h, w, C], or [n, v, h, w, C] for v pictures
         of each example}, in the order in which they are shown.
+      said: what the pictures are, in a sentence or two.
     """
 
     variables: Callable[[Any, Any], Any]
     draw: Callable[[Any, Any, Any], Mapping[str, Any]]
+    said: str = ""
 
 
 class Prototypes(NamedTuple):
@@ -155,7 +157,8 @@ class Method(NamedTuple):
       block: the local batch must be a multiple of it.
       least_rows: of a (micro-)batch over all devices: 2 where rows are compared, or normalised by
         each other, and one alone would learn nothing.
-      show: name -> Show, what the report may draw.
+      show: name -> Show, what the report may draw. One named 'views' takes the place of views by
+        the policies of `config.views`.
       prototypes: what features are assigned to, or None.
       uses_labels: the loss reads `batch['label']`: said at the start of a run.
     """

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from ssl_jax.contract.batch import described
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate import probing
 from ssl_jax.evaluate.features import encoder, representation, run_features
@@ -34,7 +35,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
 
     Raises:
       UserError: see `probing.begin` and `probing.open_run`; an unknown policy; a temperature that
-        is not positive; fewer than two images.
+        is not positive; fewer than two images, or none.
     """
     if config.examples < 2 or min(config.temperatures, default=1) <= 0:
         raise UserError("--config.examples must be at least 2, every --config.temperatures above 0")
@@ -93,6 +94,11 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict:
     """All that result.json holds of one run; draws analyze.png beside it."""
     saved = o.restored.saved.config
     part = o.judge or o.learn
+    if "image" not in part.source.fields:
+        raise UserError(
+            f"{part.source.name} has no images ({described(part.source.fields)}); analyze compares "
+            "two views of an image"
+        )
     rows = part.rows[encoder.subset(len(part.rows), config.examples)]
     if len(rows) < 2:
         raise UserError(f"{part.source.name}: analyze needs two images, there is {len(rows)}")

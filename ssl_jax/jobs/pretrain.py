@@ -175,8 +175,7 @@ def illustrate(e: Experiment, state: TrainState, judged, folder: pathlib.Path) -
     (Of several processes it ends the job: the others would wait for this one.)
     """
     try:
-        drawn = report.draw(e, judged, folder) if e.cluster.process == 0 else None
-        report.write_page(e, state, judged, drawn, folder)
+        report.write(e, state, judged, folder)
     except UserError:
         raise
     except Exception as error:

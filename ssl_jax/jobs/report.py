@@ -86,17 +86,12 @@ def look(config: ConfigDict, folder: pathlib.Path, cluster: host.Cluster) -> Run
     """One run, with pictures where its checkpoint and its images can be read."""
     try:
         opened = probing.open_run(config, folder, cluster, labels=False)
-        saved = opened.restored.saved
-        picked = encoder.restore(
-            folder,
-            opened.mesh,
-            select=lambda method, s: collect.weights(saved.config, method, s),
-            step=opened.step,
-        )
+        picked = encoder.restore(folder, opened.mesh, select=collect.weights, step=opened.step)
         seen = collect.see(opened, config.batch)
     except (UserError, OSError) as error:
         return collect.run_of(folder, None, (f"No pictures: {error}",))
-    drawn = None
+    drawn, saved = None, opened.restored.saved
     if jax.process_index() == 0:
-        drawn = collect.draw(saved.config, picked.variables, seen)
-    return collect.run_of(folder, drawn)
+        method, _ = encoder.creation(saved)
+        drawn = collect.draw(saved.config, method, picked.variables, seen)
+    return collect.run_of(folder, drawn, width=seen.features.shape[1])

@@ -48,7 +48,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
 
 
 def measure(o: probing.Opened, config: ConfigDict) -> dict[str, float]:
-    """Recall and MAP@R of one run, where there are labels, and neighbours.png."""
+    """Recall and MAP@R of one run, where there are labels, and neighbours.png of images."""
     query_part = o.judge or o.learn
     alone = o.judge is None or config.gallery == "test"
     gallery_part = query_part if alone else o.learn
@@ -70,8 +70,9 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict[str, float]:
     if judged:
         found = retrieval.measure(gallery, gallery_labels, query, tuple(config.ks), o.mesh)
     elif jax.process_index() == 0:
-        print(f"{o.dataset} has no labels: no recall, the picture alone")
-    if config.shown:
+        pictured = "image" in query_part.source.fields
+        print(f"{o.dataset} has no labels: no recall" + ", the picture alone" * pictured)
+    if config.shown and "image" in query_part.source.fields:
         draw(o, config, judged, query_part, query, gallery_part, gallery, gallery_labels)
     return found
 

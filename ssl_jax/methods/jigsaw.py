@@ -34,6 +34,10 @@ FIELDS = (
     Field("projector", (1000,), "widths of the layers of each tile on its own"),
     Field("hidden", (), "widths of the layers of all nine joined, before the last"),
 )
+SHOWN = (
+    "The first of each row is the original, the others puzzles as the network gets them: every "
+    "tile of mean 0 and deviation 1."
+)
 
 
 def make(config: ConfigDict, run: Run) -> Method:
@@ -153,5 +157,5 @@ def jigsaw(
         init=init,
         loss=loss,
         encoders=image_encoder.of_one(encoder, first, view),
-        show={"views": Show(lambda params, state: {}, show)},
+        show={"views": Show(lambda params, state: {}, show, SHOWN)},
     )

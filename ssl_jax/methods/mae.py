@@ -24,6 +24,11 @@ from ssl_jax.models.decoders.mae import Decoder
 from ssl_jax.models.vit import ViT, patchify
 
 GREY = 0.5  # of a hidden patch in pictures, in [0, 1]
+SHOWN = (
+    "Hidden patches are grey; the decoder tells them from the visible ones. Where it predicts "
+    "patches of mean 0 and variance 1 (normalise_pixels), each is shown with the mean and the "
+    "deviation of the true one."
+)
 
 
 FIELDS = (
@@ -177,7 +182,7 @@ def mae(
         encoders={
             "encoder": image_encoder.image_encoder(encoder, image_encoder.online("encoder"), view)
         },
-        show={"reconstructions": Show(lambda params, state: params, reconstruct)},
+        show={"reconstructions": Show(lambda params, state: params, reconstruct, SHOWN)},
     )
 
 

@@ -19,6 +19,7 @@ from ssl_jax.models import heads, network
 
 ROTATIONS = 4
 FIELDS = (Field("padding", 0, "pixels of 0 around the image before the crop; CIFAR-10: 4"),)
+SHOWN = "The first of each row is the original, the others one view of it in its four rotations."
 
 
 def make(config: ConfigDict, run: Run) -> Method:
@@ -83,5 +84,5 @@ def rotation(
         encoders={
             "encoder": image_encoder.image_encoder(encoder, image_encoder.online("encoder"), view)
         },
-        show={"views": Show(lambda params, state: {}, show)},
+        show={"views": Show(lambda params, state: {}, show, SHOWN)},
     )

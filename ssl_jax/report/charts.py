@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssl_jax.evaluate.health import collapse
-from ssl_jax.report import glossary
+from ssl_jax.report import glossary, worth
 from ssl_jax.report.contents import Run
 from ssl_jax.runs import config as configs
 from ssl_jax.runs.commands import flat
@@ -220,9 +220,10 @@ def _accuracy(runs, keys):
     for j, key in enumerate(keys):
         series += _curves(runs, key, Panel(key, 100), readable(key), j)
     if len(runs) == 1:
-        baselines = (runs[0].result or {}).get("baselines", {})
+        result = runs[0].result or {}
+        baselines, named = result.get("baselines", {}), worth.baselines(result)
         for key, probe in (("knn_top1", "kNN"), ("linear_top1", "linear")):
-            for name, shown in (("pixels", "raw pixels"), ("untrained", "untrained")):
+            for name, shown in (("pixels", named["pixels"]), ("untrained", "untrained")):
                 value = baselines.get(name, {}).get(key)
                 if value is not None and key in keys:
                     line = {"name": f"{shown}, {probe}", "value": 100 * value, "alarm": False}

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, models
-from ssl_jax.contract import method as protocol
-from ssl_jax.contract.method import Context, Method
+from ssl_jax import augment
+from ssl_jax.contract import batch as batches
+from ssl_jax.contract.method import Method
 from ssl_jax.contract.source import Source
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate import probing
@@ -19,9 +19,8 @@ from ssl_jax.evaluate.features.representation import Part
 from ssl_jax.evaluate.health import collapse
 from ssl_jax.evaluate.probes import knn
 from ssl_jax.logs import metrics as logs
-from ssl_jax.methods import METHODS
-from ssl_jax.report import attention, pictures, prototypes, reconstructions
-from ssl_jax.report.contents import Neighbours, Pictures, Points, Run
+from ssl_jax.report import attention, pictures, prototypes
+from ssl_jax.report.contents import Neighbours, Pictures, Points, Run, Shown
 from ssl_jax.runs import commands, completion, workdir
 from ssl_jax.train import past
 from ssl_jax.train.state import TrainState
@@ -31,21 +30,21 @@ SAMPLE = 8  # images whose views, reconstructions and attention are shown
 VIEWS = 6  # of each image, by each policy
 QUERIES, NEAREST = 10, 8
 ALIKE = 0.01  # variance of unit-length features below which it is named; isotropic ones have 1
-GAP = 2  # pixels between the tiles of a puzzle
+OWN = "views"  # name of a Show that takes the place of `views_of`
 
 
 class Weights(NamedTuple):
     """What the pictures need of a training state, besides the features.
 
     Attributes:
-      encoder: its variables.
-      mae: all parameters of MAE; None for another method.
-      prototypes: None for a method without.
+      encoder: variables of the method's first.
+      show: of every `Method.show`, by its name.
+      prototypes: of `Method.prototypes`; None of a method without.
     """
 
     encoder: Any
-    mae: Any
-    prototypes: prototypes.Prototypes | None
+    show: Mapping[str, Any]
+    prototypes: Any
 
 
 class Seen(NamedTuple):
@@ -74,13 +73,19 @@ class Seen(NamedTuple):
     spectra: Mapping[str, np.ndarray]
 
 
-def run_of(folder: pathlib.Path, drawn: Pictures | None, notes: tuple[str, ...] = ()) -> Run:
+def run_of(
+    folder: pathlib.Path,
+    drawn: Pictures | None,
+    notes: tuple[str, ...] = (),
+    width: int | None = None,
+) -> Run:
     """All about a run that its folder holds; the encoder is not needed.
 
     Args:
       folder: its workdir.
       drawn: what needs the encoder.
       notes: what is missing, and why.
+      width: of the features, if it is known already.
 
     Raises:
       UserError: there is no run in the folder.
@@ -100,10 +105,9 @@ def run_of(folder: pathlib.Path, drawn: Pictures | None, notes: tuple[str, ...] 
         notes = (*notes, "There are no metrics yet.")
     if result is None:
         notes = (missing, *notes)
-    try:
-        width = models.make(saved.config.model).features
-    except UserError:
-        width = None
+    said = (result or {}).get("width")  # younger than some results
+    if width is None and type(said) is int and 0 < said < 2**31:
+        width = said
     return Run(
         name=folder.resolve().name,
         folder=str(folder),
@@ -112,7 +116,7 @@ def run_of(folder: pathlib.Path, drawn: Pictures | None, notes: tuple[str, ...] 
         steps_per_epoch=saved.run.steps_per_epoch,
         records=records,
         result=result,
-        width=width,
+        width=width or width_of(saved),
         command=commands.run_command(whole, str(folder)),
         pictures=drawn,
         notes=notes,
@@ -120,12 +124,29 @@ def run_of(folder: pathlib.Path, drawn: Pictures | None, notes: tuple[str, ...] 
     )
 
 
-def weights(config: ConfigDict, method: Method, state: TrainState) -> Weights:
+def width_of(saved: workdir.Saved) -> int | None:
+    """Width of the features of a run's first encoder; None if this version cannot make it."""
+    try:
+        method, create = encoder.creation(saved)
+        first = encoder.of_method(method, None)
+
+        def features(key, batch):
+            state = create(key)
+            return first.features(first.variables(state.params, state.state), batch)
+
+        shapes = batches.specs(saved.run.fields, saved.config.batch)
+        return jax.eval_shape(features, jax.random.key(0), shapes).shape[1]
+    except Exception:
+        return None  # `encoder.restore` says what is wrong, to those who ask for pictures
+
+
+def weights(method: Method, state: TrainState) -> Weights:
     """Picks leaves of a training state, arrays or shapes."""
+    whole = state.params, state.state
     return Weights(
-        encoder=encoder.of_method(method, None).variables(state.params, state.state),
-        mae=state.params if config.method.name == "mae" else None,
-        prototypes=prototypes.select(config, state.params, state.state),
+        encoder=encoder.of_method(method, None).variables(*whole),
+        show={name: show.variables(*whole) for name, show in method.show.items()},
+        prototypes=method.prototypes and method.prototypes.variables(*whole),
     )
 
 
@@ -170,31 +191,54 @@ def see(o: probing.Opened, batch: int) -> Seen:
     )
 
 
+class Drawn(NamedTuple):
+    """Pictures that the PNGs of a run and its page share.
+
+    Attributes:
+      places: of `planes`; None where features are not finite.
+      originals: images of the `sample`, uint8 [n, H, W, C]; None of what is no images.
+      views: of `views_of`; empty where the method has views of its own, or without images.
+      shown: of `shown_by`.
+    """
+
+    places: dict[str, np.ndarray] | None
+    originals: np.ndarray | None
+    views: dict[str, np.ndarray]
+    shown: dict[str, Shown]
+
+
+def draw_sample(config: ConfigDict, method: Method, weights: Weights, source: Source) -> Drawn:
+    """Pictures of the `sample` of a source; the places are left out."""
+    batch = source.read(sample(source))
+    images = batch.get("image")
+    own = shown_by(method, weights.show, batch, config.seed)
+    views = views_of(config, images) if images is not None and OWN not in own else {}
+    return Drawn(None, images, views, own)
+
+
 def draw(
     config: ConfigDict,
+    method: Method,
     weights: Weights,
     seen: Seen,
-    places: Mapping[str, np.ndarray] | None = None,
-    views: Mapping[str, np.ndarray] | None = None,
+    drawn: Drawn | None = None,
 ) -> Pictures:
-    """Everything that needs the encoder or the images. One process alone may call it.
+    """Everything that needs the encoder or the examples. One process alone may call it.
 
     Args:
       config: of the run.
+      method: of the run.
       weights: from `weights`, whole on every device.
-      seen: features and images.
-      places: t-SNE of `features` and `untrained` at `rows_shown`, as `planes` makes it, and
-        views: `views_of` the `sample`, if they are known already.
+      seen: features and examples.
+      drawn: what is drawn already, of `seen.learn.source` and at `rows_shown`.
     """
     weights = jax.tree.map(np.asarray, weights)
-    shown = sample(seen.learn.source)
-    images = images_of(seen.learn.source, shown)
+    drawn = drawn or draw_sample(config, method, weights, seen.learn.source)
     finite = np.isfinite(seen.features).all() and np.isfinite(seen.bank).all()
     rows = rows_shown(len(seen.features))
     points = near = None
     if finite:
-        if places is None:
-            places = planes(seen.features[rows], seen.untrained[rows])
+        places = drawn.places or planes(seen.features[rows], seen.untrained[rows])
         places = {
             "t-SNE": places["learned"],
             **principal(seen.features[rows]),
@@ -210,25 +254,24 @@ def draw(
         known = seen.labels >= 0
         confusion = np.zeros((len(seen.names),) * 2, np.int64)
         np.add.at(confusion, (seen.labels[known], seen.predicted[known]), 1)
-    used = {}
-    if weights.prototypes is not None and finite:
-        used = prototypes.usage(config, weights.prototypes, seen.features)
-    found = Pictures(
+    used, looks = {}, None
+    if method.prototypes and finite:
+        used = prototypes.usage(method.prototypes, weights.prototypes, seen.features)
+    if drawn.originals is not None and finite:
+        first = encoder.of_method(method, None)
+        looks = attention.draw(first, weights.encoder, drawn.originals)
+    return Pictures(
         names=seen.names,
         points=points,
         neighbours=near,
         confusion=confusion,
         spectra={k: v for k, v in seen.spectra.items() if np.isfinite(v).all()},
         prototypes=used,
-        files=called(seen.learn.source, shown),
-    )
-    if images is None:
-        return found
-    return found._replace(
-        views=views_of(config, images) if views is None else views,
-        originals=images,
-        reconstructions=reconstructions.draw(config, weights.mae, images) if weights.mae else {},
-        attention=attention.draw(config, weights.encoder, images) if finite else None,
+        views=drawn.views,
+        originals=drawn.originals,
+        shown=drawn.shown,
+        attention=looks,
+        files=called(seen.learn.source, sample(seen.learn.source)),
     )
 
 
@@ -254,23 +297,15 @@ def called(source: Source, rows: np.ndarray) -> tuple[str, ...]:
 
 
 def views_of(config: ConfigDict, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Random views of every image by each policy of `config.views`, or what the method makes of it.
+    """Random views of every image by each policy of `config.views`.
 
     Args:
       config: of the run.
       images: uint8 [n, H, W, C].
 
     Returns:
-      name of the view -> uint8 [n, VIEWS, size, size, C], normalisation undone. Of Jigsaw, puzzles
-      as the network gets them; of Rotation one view in its four rotations, so [n, 4, …].
+      name of the view -> uint8 [n, VIEWS, size, size, C], normalisation undone.
     """
-    if config.method.name == "jigsaw":
-        made = own_views(config, np.repeat(images, VIEWS, axis=0))["tiles"]
-        puzzles = joined(np.asarray(made))
-        return {"shuffled tiles": puzzles.reshape(len(images), VIEWS, *puzzles.shape[1:])}
-    if config.method.name == "rotation":
-        policy = augment.make("none", **config.views.image)
-        return {"four rotations": _undone(np.asarray(own_views(config, images)), policy)}
     found = {}
     n = len(images)
     keys = jax.random.split(jax.random.key(config.seed), n * VIEWS)
@@ -282,44 +317,42 @@ def views_of(config: ConfigDict, images: np.ndarray) -> dict[str, np.ndarray]:
     return found
 
 
-def own_views(config: ConfigDict, images: np.ndarray) -> Any:
-    """`Method.views` of some images, at the first step of a run.
+def shown_by(
+    method: Method, variables: Mapping[str, Any], batch: Mapping[str, np.ndarray], seed: int
+) -> dict[str, Shown]:
+    """What a method shows of some examples, see `Method.show`.
 
     Args:
-      config: of the run; of a method whose views depend on no other fact of it.
-      images: uint8 [n, H, W, C].
+      method: of the run.
+      variables: of every Show, by its name.
+      batch: the examples.
+      seed: of the run.
     """
-    n = len(images)
-    method = METHODS[config.method.name](config, protocol.Run(n, n, 1, 1))
-    zero = np.zeros((), np.int32)
-    ctx = Context(zero, zero, np.zeros((), np.float32), jax.random.key(config.seed), None)
-    none = np.full(n, -1, np.int32)
-    batch = {"image": images, "index": np.arange(n, dtype=np.int32), "label": none}
-    return jax.jit(lambda key, batch: method.views(key, batch, ctx))(ctx.key, batch)
+    key, found = jax.random.key(seed), {}
+    for name, show in method.show.items():
+        titles: list[str] = []  # in their order, which a dictionary loses in jit
 
+        def draw(variables, batch, show=show, titles=titles):
+            drawn = show.draw(variables, batch, key)
+            titles[:] = drawn
+            return tuple(drawn.values())
 
-def joined(tiles: np.ndarray) -> np.ndarray:
-    """Puzzles as pictures: tiles side by side, black between them.
-
-    Args:
-      tiles: float [n, 9, t, t, C], each of mean 0 and deviation 1 (a blank one is 0): mid-grey is
-        the mean, black and white are two deviations away.
-
-    Returns:
-      uint8 [n, s, s, C], s = 3 · t + 2 · GAP.
-    """
-    n, _, side, _, channels = tiles.shape
-    shown = np.round(255 * np.clip(0.5 + tiles / 4, 0, 1)).astype(np.uint8)
-    shown = shown.reshape(n, 3, 3, side, side, channels)
-    shown = np.pad(shown, ((0, 0), (0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)))
-    whole = shown.transpose(0, 1, 3, 2, 4, 5).reshape(n, *(2 * [3 * (side + GAP)]), channels)
-    return whole[:, :-GAP, :-GAP]
+        drawn = jax.jit(draw)(variables[name], batch)
+        pairs = zip(titles, map(np.asarray, drawn), strict=True)
+        found[name] = Shown(show.said, dict(pairs))
+    return found
 
 
 def _undone(views, policy):
     """uint8 of normalised views [..., C]."""
-    mean, std = (reconstructions.per_channel(x, views.shape[-1]) for x in (policy.mean, policy.std))
+    mean, std = (_per_channel(x, views.shape[-1]) for x in (policy.mean, policy.std))
     return np.round(255 * np.clip(views * std + mean, 0, 1)).astype(np.uint8)
+
+
+def _per_channel(values, channels):
+    """Normalisation per channel, as augment/pipeline.py reads it: float32 [C]."""
+    values = np.asarray(values, np.float32)
+    return values if len(values) == channels else np.full(channels, values.mean())
 
 
 def rows_shown(count: int) -> np.ndarray:

@@ -56,18 +56,30 @@ class Attention(NamedTuple):
     maps: np.ndarray
 
 
+class Shown(NamedTuple):
+    """What a method shows of some examples, see `contract.method.Show`.
+
+    Attributes:
+      said: what the pictures are.
+      pictures: title -> uint8 [n, h, w, C], or [n, v, h, w, C] for v pictures of each example.
+    """
+
+    said: str
+    pictures: Mapping[str, np.ndarray]
+
+
 class Pictures(NamedTuple):
     """All that needs the encoder or the images; what a run does not have is None or empty.
 
     Attributes:
       names: of the classes.
-      views: name of the view -> uint8 [n, v, h, w, C].
+      views: name of the view -> uint8 [n, v, h, w, C], by the policies of the config.
       originals: uint8 [n, H, W, C], of which the views are.
       points: features on a plane.
       neighbours: nearest of the images that probes learn from.
       confusion: int [c, c], images of class i that kNN takes for class j.
       spectra: name of the features -> float [s], singular values, descending.
-      reconstructions: title of the column -> uint8 [n, s, s, C] (MAE).
+      shown: name -> what the method shows of the originals.
       attention: of a ViT's last block.
       prototypes: name of the head -> int [K], images that are given to each prototype.
       files: names of the originals, of `collect.called`; empty: unknown.
@@ -80,7 +92,7 @@ class Pictures(NamedTuple):
     neighbours: Neighbours | None = None
     confusion: np.ndarray | None = None
     spectra: Mapping[str, np.ndarray] = {}
-    reconstructions: Mapping[str, np.ndarray] = {}
+    shown: Mapping[str, Shown] = {}
     attention: Attention | None = None
     prototypes: Mapping[str, np.ndarray] = {}
     files: tuple[str, ...] = ()

@@ -3,7 +3,8 @@
 KNN = "An image gets the class of its most similar training images; nothing is fitted."
 LINEAR = "One linear layer is fitted on the frozen features: the usual test of what they hold."
 BASELINES = (
-    "Raw pixels and the untrained encoder are judged by the same probe: training must beat both."
+    "The same probe judges the learned features, the data as they are, and the encoder before "
+    "training; training pays where the first is the best."
 )
 ONLINE = (
     "The online linear probe has one fixed regularisation (monitor.linear); that of the result is "
@@ -42,6 +43,11 @@ OF_METRICS = {
     "student_entropy": "How undecided the student is between outputs; 0 if it always picks one.",
     "teacher_student_kl": "How far the student's answer is from the teacher's; 0 if they agree.",
     "prototypes_used": "Prototypes that images are given to; few of them are a collapse.",
+    "accuracy": "How often the network solves the task that it is trained on.",
+    "explained": (
+        "Share of the variance within hidden patches that is explained: 1 if every pixel is "
+        "right, 0 if it is no better than the mean of the patch."
+    ),
     "invariance": "The part of the loss that makes two views of an image alike.",
     "redundancy": "The part of the loss that keeps the directions of the embedding independent.",
     "variance": "The part of the loss that keeps different images apart.",

@@ -2,6 +2,7 @@
 
 import html
 import json
+import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -73,8 +74,8 @@ def mark(number: int) -> str:
 
 
 def short(file: str, most: int = 11) -> str:
-    """The end of a path, which tells it from others: 'n01440764_10026.JPEG' -> '…10026.JPEG'."""
-    name = file.rsplit("/", 1)[-1]
+    """The end of a path, which tells it from others: 'n01440764_10026.JPEG' -> '…0764_10026'."""
+    name = pathlib.PurePosixPath(file).stem
     return name if len(name) <= most else "…" + name[1 - most :]
 
 

@@ -87,7 +87,8 @@ def of_run(run: Run, number: int, data: dict[str, Any], alone: bool) -> str:
       alone: its curves are here, not among those of other runs.
     """
     p, name = run.pictures or Pictures(), f"run{number}"
-    notes = [*filter(None, [worth.warning(run.result or {})]), *run.notes]
+    result = run.result or {}
+    notes = [*filter(None, [worth.warning(result)]), *worth.problems(result), *run.notes]
     parts = [sections.top(run), sections.alarm(run), *map(note, notes), sections.result(run)]
     drawn = charts.of_runs([run]) if alone else {}
     if p.spectra:
@@ -99,9 +100,7 @@ def of_run(run: Run, number: int, data: dict[str, Any], alone: bool) -> str:
     if p.originals is not None:
         alike = sheets.alike(p.views).items()
         parts += [sheets.views(p.originals, p.views[view], title, p.files) for view, title in alike]
-    if p.reconstructions:
-        normalised = run.config["method"].get("normalise_pixels", False)
-        parts.append(sheets.reconstructions(p.reconstructions, normalised))
+    parts += [sheets.shown(key, s, p.originals, p.files) for key, s in p.shown.items()]
     if p.attention is not None:
         parts.append(sheets.attention(p.attention))
     if p.prototypes:

@@ -5,7 +5,7 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,97 +16,119 @@ from ssl_jax.evaluate.features.representation import MONITORS, Judged
 from ssl_jax.evaluate.health import collapse
 from ssl_jax.logs import console, metrics
 from ssl_jax.report import collect, page, pictures, worth
-from ssl_jax.runs import commands
+from ssl_jax.runs import commands, workdir
 from ssl_jax.train.experiment import Experiment
 from ssl_jax.train.state import TrainState
 
-ROWS = {"pixels": "raw pixels", "untrained": "untrained encoder", "learned": "learned features"}
 COLUMNS = {"knn_top1": "kNN", "linear_top1": "linear"}
 EMBEDDED = ("embedding_std", "embedding_rank")  # of `losses.spread`
 
 
-class Drawn(NamedTuple):
-    """What the PNGs show and the page shows again.
-
-    Attributes:
-      places: of `collect.planes`.
-      views: of `collect.views_of`.
-    """
-
-    places: dict[str, np.ndarray]
-    views: dict[str, np.ndarray]
-
-
-def draw(e: Experiment, judged: Mapping[str, Judged], folder: pathlib.Path) -> Drawn:
-    """Writes report/*.png: curves, views, embedding, spectrum, and one summary of them.
-
-    Args:
-      e: the run.
-      judged: 'pixels', 'untrained' and 'learned'.
-      folder: the workdir; its metrics.jsonl is read.
-    """
-    into = folder / "report"
-    into.mkdir(exist_ok=True)
-    records = metrics.read(folder / "metrics.jsonl")
-    title = f"{e.config.method.name} on {e.train.name}"
-    pixels = judged["pixels"].knn_top1
-    accuracy = pictures.PANELS[1]
-    if pixels is not None:
-        accuracy = accuracy._replace(lines=(("raw pixels", pixels),))
-    panels = (pictures.PANELS[0], accuracy, *pictures.PANELS[2:])
-    pictures.curves(into / "curves.png", records, panels, title)
-
-    sample = collect.images_of(e.train, collect.sample(e.train))
-    views = {} if sample is None else collect.views_of(e.config, sample)
-    plain = {"mean": (0.0,), "std": (1.0,)}  # normalisation is undone already
-    for name, drawn in views.items():
-        file = "views.png" if len(views) == 1 else f"views_{name}.png"
-        pictures.views_sheet(into / file, sample, drawn / 255, **plain)
-
-    names = e.train.class_names or e.train.classes
-    rows = collect.rows_shown(len(judged["learned"].shown))
-    places = collect.planes(*(judged[k].shown[rows] for k in ("learned", "untrained")))
-    labels = judged["learned"].shown_labels[rows]
-    pictures.embedding(into / "embedding.png", places["learned"], labels, names)
-    pictures.spectrum(into / "spectrum.png", spectra(judged))
-    pictures.summary(
-        into / "summary.png",
-        places["untrained"],
-        places["learned"],
-        labels,
-        names,
-        records,
-        sample,
-        next(iter(views.values())) / 255 if views else None,
-        **plain,
-        title=title,
-        panels=panels[:2],
-    )
-    return Drawn(places, views)
-
-
-def write_page(
-    e: Experiment,
-    state: TrainState,
-    judged: Mapping[str, Judged],
-    drawn: Drawn | None,
-    folder: pathlib.Path,
+def write(
+    e: Experiment, state: TrainState, judged: Mapping[str, Judged], folder: pathlib.Path
 ) -> None:
-    """Writes report/index.html; every process calls it, process 0 makes it.
+    """Writes report/: the pictures as PNG files, and the page. Every process calls it.
+
+    What the disk does not take is tried again for ten minutes, as the result is.
 
     Args:
       e: the run.
       state: its last.
-      judged: 'untrained' and 'learned', of the rows that `representation.split` gives.
-      drawn: what the PNGs show; of process 0.
+      judged: 'pixels', 'untrained' and 'learned', of the rows that `representation.split` gives.
       folder: the workdir; its metrics.jsonl and result.json are read.
+
+    Raises:
+      UserError: it could not be written in all that time.
     """
-    if jax.process_index() > 0:
-        page.write(folder / "report" / "index.html", [])
-        return
+    into = folder / "report"
+    files: dict[str, bytes] = {}
+    runs = []
+    if jax.process_index() == 0:
+        weights = jax.tree.map(np.asarray, collect.weights(e.method, state))
+        drawn = collect.draw_sample(e.config, e.method, weights, e.train)
+        if all(np.isfinite(judged[name].shown).all() for name in ("untrained", "learned")):
+            drawn = drawn._replace(places=places(judged))
+        files = draw(e, judged, drawn, metrics.read(folder / "metrics.jsonl"))
+        shown = collect.draw(e.config, e.method, weights, seen(e, judged), drawn)
+        runs.append(collect.run_of(folder, shown, width=judged["learned"].features.shape[1]))
+    page_again = f"{commands.program()} --config report --config.runs={shlex.quote(str(folder))}"
+    workdir.write_files(
+        into, {into / name: png for name, png in files.items()}, f"{page_again} writes the page"
+    )
+    page.write(into / "index.html", runs)
+
+
+def draw(
+    e: Experiment,
+    judged: Mapping[str, Judged],
+    drawn: collect.Drawn,
+    records: list[dict[str, Any]],
+) -> dict[str, bytes]:
+    """Curves, views, embedding, spectrum, and one summary of them: name of the file -> PNG.
+
+    Args:
+      e: the run.
+      judged: 'pixels', 'untrained' and 'learned'.
+      drawn: of `e.train`.
+      records: lines of metrics.jsonl.
+    """
+    title = f"{e.config.method.name} on {e.train.name}"
+    pixels = judged["pixels"].knn_top1
+    accuracy = pictures.PANELS[1]
+    if pixels is not None:
+        raw = "raw pixels" if "image" in e.train.fields else "raw data"
+        accuracy = accuracy._replace(lines=((raw, pixels),))
+    panels = (pictures.PANELS[0], accuracy, *pictures.PANELS[2:])
+    found = {"curves.png": pictures.png(lambda f: pictures.curves(f, records, panels, title))}
+
+    own = drawn.shown.get(collect.OWN)
+    views = {} if drawn.originals is None else (own.pictures if own else drawn.views)
+    plain = {"mean": (0.0,), "std": (1.0,)}  # normalisation is undone already
+    for name, several in views.items():
+        file = "views.png" if len(views) == 1 else f"views_{name}.png"
+        found[file] = pictures.png(
+            lambda f, x=several: pictures.views_sheet(f, drawn.originals, x / 255, **plain)
+        )
+    found["spectrum.png"] = pictures.png(lambda f: pictures.spectrum(f, spectra(judged)))
+    if drawn.places is None:
+        return found
+
+    names = e.train.class_names or e.train.classes
+    learned = judged["learned"]
+    labels = learned.shown_labels[collect.rows_shown(len(learned.shown))]
+    places = drawn.places
+    found["embedding.png"] = pictures.png(
+        lambda f: pictures.embedding(f, places["learned"], labels, names)
+    )
+    found["summary.png"] = pictures.png(
+        lambda f: pictures.summary(
+            f,
+            places["untrained"],
+            places["learned"],
+            labels,
+            names,
+            records,
+            drawn.originals,
+            next(iter(views.values())) / 255 if views else None,
+            **plain,
+            title=title,
+            panels=panels[:2],
+        )
+    )
+    return found
+
+
+def places(judged: Mapping[str, Judged]) -> dict[str, np.ndarray]:
+    """t-SNE of the features before and after training, of `collect.rows_shown`."""
+    rows = collect.rows_shown(len(judged["learned"].shown))
+    return collect.planes(*(judged[name].shown[rows] for name in ("learned", "untrained")))
+
+
+def seen(e: Experiment, judged: Mapping[str, Judged]) -> collect.Seen:
+    """What was judged, as the page wants it."""
     c, learned = e.config.evaluate, judged["learned"]
     learn, query = representation.split(e.train, e.test, c.train_examples, c.test_examples)
-    seen = collect.Seen(
+    return collect.Seen(
         learn=learn,
         shown=query or learn,
         bank=learned.features,
@@ -117,9 +139,6 @@ def write_page(
         names=collect.names_of(e.train.class_names, e.train.classes),
         spectra=spectra(judged),
     )
-    weights = collect.weights(e.config, e.method, state)
-    shown = collect.draw(e.config, weights, seen, drawn.places, drawn.views)
-    page.write(folder / "report" / "index.html", [collect.run_of(folder, shown)])
 
 
 def spectra(judged: Mapping[str, Judged]) -> dict[str, np.ndarray]:
@@ -173,6 +192,8 @@ def result(
             for name in ("pixels", "untrained")
         },
         "problems": {name: "; ".join(j.problems) for name, j in judged.items() if j.problems},
+        "fields": sorted(e.train.fields),
+        "width": learned.features.shape[1],
         "judged_on": "test" if e.test is not None else "a fifth of train, held out of the probes",
         # Images that the probes learned from and were judged on, and how many there are.
         "train_examples": len(learn.rows),
@@ -194,8 +215,10 @@ def result(
 def text(result: Mapping[str, Any], folder: pathlib.Path) -> str:
     """What the console says at the end: the table, where things are, how to probe again."""
     rows = {**result["baselines"], "learned": result}
+    named = {**worth.baselines(result), "learned": "learned features"}
     table = {
-        ROWS[name]: {title: rows[name][key] for key, title in COLUMNS.items()} for name in ROWS
+        shown.removeprefix("the "): {title: rows[name][key] for key, title in COLUMNS.items()}
+        for name, shown in named.items()
     }
     lines = []
     if result["knn_top1"] is None:
@@ -215,8 +238,7 @@ def text(result: Mapping[str, Any], folder: pathlib.Path) -> str:
             f"embeddings: std {c['embedding_std']:.2f} of an isotropic one, "
             f"along {c['embedding_rank']:.1f} directions"
         )
-    for name, problem in result.get("problems", {}).items():
-        lines.append(f"could not be measured on {ROWS.get(name, name)}: {problem}")
+    lines += worth.problems(result)
     if c["alarm"]:
         lines.append(f"ALARM: {c['alarm']}")
     if warning := worth.warning(result):

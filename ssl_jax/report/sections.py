@@ -19,7 +19,6 @@ MEANINGS = {
     "std of the embeddings": glossary.OF_METRICS["embedding_std"],
     "directions of the embeddings": glossary.OF_METRICS["embedding_rank"],
 }
-BASELINES = (("pixels", "raw pixels"), ("untrained", "untrained encoder"))
 
 
 def top(run: Run) -> str:
@@ -93,12 +92,15 @@ def result(run: Run) -> str:
 
 
 def score(r: dict[str, Any], key: str, title: str) -> str:
-    """One accuracy, against the same of raw pixels and of the untrained encoder; '' without."""
+    """One accuracy, against the same of the baselines; '' without."""
     if not is_number(r.get(key)):
         return ""
     rows = [("learned, without labels", r[key], "learned")]
     base = r.get("baselines", {})
-    rows += [(name, base.get(part, {}).get(key), "") for part, name in BASELINES]
+    rows += [
+        (name.removeprefix("the "), base.get(part, {}).get(key), "")
+        for part, name in worth.baselines(r).items()
+    ]
     bars = "".join(
         f'<li class="{kind}"><span>{name}</span><i style="--s:{value:.4f}"></i>'
         f"<b>{100 * value:.1f}</b></li>"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ssl_jax.report import charts, data_uris, glossary, prototypes
-from ssl_jax.report.contents import Attention, Neighbours, Pictures, Points
+from ssl_jax.report.contents import Attention, Neighbours, Pictures, Points, Shown
 from ssl_jax.report.markup import (
     chart,
     class_color,
@@ -19,11 +19,6 @@ from ssl_jax.report.markup import (
     text,
 )
 
-# Of `collect.views_of`, where they are not views by a policy alone.
-VIEWS = {
-    "shuffled tiles": "puzzles as the network gets them: every tile of mean 0 and deviation 1",
-    "four rotations": "one view in its four rotations",
-}
 MANY = 20  # classes; the confusions of more take the whole width
 MOST = 200  # classes; more are not named beside the plane, and their confusions are a picture
 
@@ -178,37 +173,49 @@ def views(originals: np.ndarray, drawn: np.ndarray, name: str, files: Sequence[s
     Args:
       originals: uint8 [n, H, W, C].
       drawn: uint8 [n, v, h, w, C].
-      name: of the view, or views: in the config, or of VIEWS.
+      name: of the view, or views, in the config.
       files: n names of the originals; empty: unknown.
     """
-    rows = []
-    for i, (image, several) in enumerate(zip(originals, drawn, strict=True)):
-        file = files[i] if files else ""
-        first = picture(image, "original", "query", short(file), file)
-        rows.append([first, *(picture(v, f"view by {name}", file=file) for v in several)])
-    others = VIEWS.get(name, f"its views of {drawn.shape[2]} pixels")
-    said = f"The first of each row is the original, the others {others}."
+    rows = _rows(originals, drawn, f"view by {name}", files)
+    said = (
+        f"The first of each row is the original, the others its views of {drawn.shape[2]} pixels."
+    )
     return section(f"Augmented views: {name}", strips(rows), said)
 
 
-def reconstructions(columns: Mapping[str, np.ndarray], normalised: bool) -> str:
-    """A column for each image, a row for each kind.
+def _rows(originals, drawn, said, files):
+    """[[original, picture, picture …]] of each example."""
+    rows = []
+    for i, several in enumerate(drawn):
+        file = files[i] if files else ""
+        image = None if originals is None else originals[i]
+        first = picture(image, "original", "query", short(file), file)
+        rows.append([first, *(picture(v, said, file=file) for v in several)])
+    return rows
+
+
+def shown(name: str, s: Shown, originals: np.ndarray | None, files: Sequence[str] = ()) -> str:
+    """What a method shows: a column for each example, or a row where it has several pictures of it.
 
     Args:
-      columns: of `reconstructions.draw`.
-      normalised: the decoder predicts normalised pixels.
+      name: of the `Show`.
+      s: its pictures.
+      originals: as for `views`; None of what is no images: the rows begin without one.
+      files: n names of the examples; empty: unknown.
     """
-    rows = [
-        [f"<span>{text(title)}</span>", *(picture(x, title) for x in images)]
-        for title, images in columns.items()
-    ]
-    said = "Hidden patches are grey; the decoder tells them from the visible ones."
-    if normalised:
-        said += (
-            " It predicts patches of mean 0 and variance 1: each is shown with the mean and the "
-            "deviation of the true one."
-        )
-    return section("Reconstructions", strips(rows, "named"), said)
+    columns = {title: x for title, x in s.pictures.items() if x.ndim == 4}
+    rows = {title: x for title, x in s.pictures.items() if x.ndim > 4}
+    parts = []
+    if columns:
+        lines = [
+            [f"<span>{text(title)}</span>", *(picture(x, title) for x in images)]
+            for title, images in columns.items()
+        ]
+        parts.append(section(charts.readable(name), strips(lines, "named"), s.said))
+    for title, drawn in rows.items():
+        heading = f"{charts.readable(name)}: {title}"
+        parts.append(section(heading, strips(_rows(originals, drawn, title, files)), s.said))
+    return "".join(parts)
 
 
 def attention(a: Attention) -> str:

@@ -4,7 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 PROBES = {"knn_top1": "kNN", "linear_top1": "the linear probe"}
-BASELINES = {"pixels": "raw pixels", "untrained": "the untrained encoder"}
+
+
+def baselines(result: Mapping[str, Any]) -> dict[str, str]:
+    """Names of the baselines of a result.json: its key -> in words.
+
+    What 'pixels' holds of examples that are no images is their raw data.
+    """
+    raw = "raw pixels" if of_images(result) else "raw data"
+    return {"pixels": raw, "untrained": "the untrained encoder"}
+
+
+def of_images(result: Mapping[str, Any]) -> bool:
+    """Whether the examples of a result.json are images; one that does not say is of images."""
+    fields = result.get("fields")
+    return not isinstance(fields, list) or not fields or "image" in fields
 
 
 def warning(result: Mapping[str, Any]) -> str | None:
@@ -21,7 +35,7 @@ def warning(result: Mapping[str, Any]) -> str | None:
         learned = result.get(key)
         others = {
             name: result.get("baselines", {}).get(part, {}).get(key)
-            for part, name in BASELINES.items()
+            for part, name in baselines(result).items()
         }
         better = [
             f"{100 * value:.1f} % of {name}"
@@ -34,7 +48,7 @@ def warning(result: Mapping[str, Any]) -> str | None:
 
 
 def sample(result: Mapping[str, Any]) -> str | None:
-    """Says of how many images the accuracies of a run are.
+    """Says of how many examples the accuracies of a run are.
 
     Args:
       result: a result.json.
@@ -46,6 +60,7 @@ def sample(result: Mapping[str, Any]) -> str | None:
     learn, judge = result.get("train_examples"), result.get("test_examples")
     if not learn or not judge:
         return None
+    what = "images" if of_images(result) else "examples"
     kind = "test" if result.get("judged_on") == "test" else "held-out training"
 
     def of(used: int, there: int | None) -> str:
@@ -53,6 +68,19 @@ def sample(result: Mapping[str, Any]) -> str | None:
 
     whole = result.get("train_set"), result.get("test_set")
     return (
-        f"learned from {of(learn, whole[0])} training images, judged on {of(judge, whole[1])} "
-        f"{kind} images"
+        f"learned from {of(learn, whole[0])} training {what}, judged on {of(judge, whole[1])} "
+        f"{kind} {what}"
     )
+
+
+def problems(result: Mapping[str, Any]) -> list[str]:
+    """What could not be measured at the end, and why, a line each.
+
+    Args:
+      result: a result.json; one that is older than the field has none.
+    """
+    found = result.get("problems")
+    named = {**baselines(result), "learned": "the learned features"}
+    if not isinstance(found, Mapping):
+        return []
+    return [f"Could not be measured on {named.get(k, k)}: {why}" for k, why in found.items()]

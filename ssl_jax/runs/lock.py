@@ -28,6 +28,7 @@ from ssl_jax.processes import host, talk
 NAME = ".lock"
 PATIENCE = 120.0  # seconds that a holder on another host is waited for: it may have crashed
 UNKNOWN = 2.0  # seconds for a holder to say who it is
+GRACE = 2.0  # seconds for the other processes to end: without process 0 XLA would abort them
 
 
 @contextlib.contextmanager
@@ -58,6 +59,8 @@ def hold(folder: pathlib.Path, cluster: host.Cluster, patience: float = PATIENCE
         problem, file = str(error), None
     talk.text_from_first(f"lock/{folder.absolute()}", problem or "", cluster)
     if problem:
+        if cluster.processes > 1:
+            time.sleep(GRACE)
         raise UserError(problem)
     try:
         yield

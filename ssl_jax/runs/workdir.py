@@ -182,14 +182,32 @@ def write_file(file: pathlib.Path, content: str | bytes | None, then: str) -> No
       UserError: it could not be written in all that time.
     """
 
+    write_files(file, {file: content or ""}, then)
+
+
+def write_files(
+    what: pathlib.Path, contents: Mapping[pathlib.Path, str | bytes], then: str
+) -> None:
+    """As `write_file`, several of them.
+
+    Args:
+      what: names them all where they cannot be written: their folder.
+      contents: path -> what to write; that of other processes than 0 is not looked at.
+      then: as for `write_file`.
+
+    Raises:
+      UserError: they could not be written in all that time.
+    """
+
     def attempt() -> str | None:
         try:
-            _put(file, "" if content is None else content)
+            for file, content in contents.items():
+                _put(file, content)
         except OSError as error:
             return error.strerror or str(error)
         return None
 
-    insist.insist(attempt, str(file), then)
+    insist.insist(attempt, str(what), then)
 
 
 def write_result(file: pathlib.Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:

@@ -6,17 +6,18 @@
 A fingerprint is a hash of the whole training state. It depends on the processor and the versions,
 so both commands belong on one machine and in one environment; that is why no file of them is kept
 in the repository. Besides 12 steps of every method's `digits` preset on 1 and 2 devices and the
-quickstart, it compares the JSON of every preset: what a user's command means.
+quickstart, it compares every preset's fields, as JSON: what a user's command means. (Fields that
+came later are none of the earlier commit's.)
 """
 
 import argparse
-import hashlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 
 STEPS = 12
 DEVICES = (1, 2)
@@ -45,9 +46,10 @@ def main(argv: list[str]) -> int:
     if before is not None and not a.no_presets:
         now, then = found["presets"], before["presets"]
         for preset in sorted({*now, *then}):
-            if now.get(preset) != then.get(preset):
-                print(f"{preset}: the preset's JSON differs", flush=True)
-                wrong.append(preset)
+            for field, value in then.get(preset, {}).items():
+                if now.get(preset, {}).get(field) != value:
+                    print(f"{preset}: {field} was {value}", flush=True)
+                    wrong.append(f"{preset} {field}")
     if before is None:
         a.file.write_text(json.dumps(found, indent=2) + "\n")
     print(f"{len(runs)} runs, {len(wrong)} differences")
@@ -61,8 +63,8 @@ def methods() -> list[str]:
     ).stdout.split()
 
 
-def presets() -> dict[str, str]:
-    """config file:preset -> SHA-256 of its JSON."""
+def presets() -> dict[str, dict[str, str]]:
+    """config file:preset -> dotted field -> its value as JSON."""
     code = """
 import json, pathlib
 from ssl_jax.runs import config as configs
@@ -73,14 +75,22 @@ for file in sorted(pathlib.Path("configs").glob("*.py")):
         continue
     for preset in getattr(module, "PRESETS", None) or [""]:
         name = f"configs/{file.name}:{preset}".rstrip(":")
-        found[name] = configs.to_json(configs.load(name)[0])
+        found[name] = json.loads(configs.to_json(configs.load(name)[0]))
 print(json.dumps(found))
 """
     if not pathlib.Path("ssl_jax/runs").exists():  # before the rooms
         code = code.replace("from ssl_jax.runs import", "from ssl_jax import")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    texts = json.loads(out.stdout)
-    return {k: hashlib.sha256(v.encode()).hexdigest() for k, v in texts.items()}
+    return {name: dict(flat(config)) for name, config in json.loads(out.stdout).items()}
+
+
+def flat(section: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested dictionaries as (dotted name, JSON of the value)."""
+    for name, value in section.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", json.dumps(value)
 
 
 def fingerprint(config: str, devices: int | None) -> str:
@@ -98,6 +108,8 @@ def fingerprint(config: str, devices: int | None) -> str:
         command = [sys.executable, "-m", "ssl_jax.main", "--config", config]
         command += [f"--workdir={folder}/run", "--config.report=False"]
         command += short if devices else ()
+        if devices and pathlib.Path("ssl_jax/runs").exists():  # a freeze of DINO's is longer
+            command += ["--config.recipe=keep"]
         done = subprocess.run(
             command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."}
         )

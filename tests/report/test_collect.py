@@ -5,22 +5,25 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from kit import tiny
 from ml_collections import ConfigDict
 from sklearn.neighbors import NearestNeighbors
 
 from ssl_jax import augment, models
-from ssl_jax.contract.batch import image
-from ssl_jax.contract.method import Context, Run
+from ssl_jax.contract.batch import image, specs
+from ssl_jax.contract.encoder import Encoder
+from ssl_jax.contract.method import Method, Prototypes, Run, Show
 from ssl_jax.contract.source import Source
 from ssl_jax.evaluate.features.representation import Part
 from ssl_jax.methods import METHODS
-from ssl_jax.models.vit import patchify
-from ssl_jax.report import attention, collect, prototypes, reconstructions
-from ssl_jax.runs import commands, completion
+from ssl_jax.methods.parts import image_encoder
+from ssl_jax.report import attention, collect, prototypes
+from ssl_jax.runs import commands, completion, workdir
 from ssl_jax.runs import config as configs
 from ssl_jax.train import past
+from ssl_jax.train.state import make_create
 
 
 def source(count, classes=3):
@@ -113,21 +116,15 @@ def test_principal_components_of_degenerate_features_are_finite(shape):
 
 
 def test_usage_counts_the_highest_scores():
-    # A projector that changes nothing, and two prototypes: the first two axes.
-    projector = {"widths": (3,), "norms": ("none",), "biases": (False,)}
-    config = ConfigDict(
-        {
-            "method": {"name": "swav", "projector": projector},
-            "model": {"name": "resnet", "width": 8, "blocks": (1,)},
-        }
+    """Two prototypes, the first two axes; and two more, the others."""
+    axes = Prototypes(
+        lambda params, state: params["axes"],
+        lambda axes, x: {"a": x @ axes[:, :2], "b": x @ axes[:, 2:]},
     )
-    params = {
-        "projector": {"linear0": {"kernel": jnp.eye(3)}},
-        "prototypes": {"kernel": jnp.eye(3, 2)},
-    }
-    features = np.array([[2, 1, 0], [0, 3, 1], [0, 1, 0], [-1, 2, 9]], np.float32)
-    picked = prototypes.select(config, params, {"projector": {}})
-    np.testing.assert_array_equal(prototypes.usage(config, picked, features)["prototypes"], [1, 3])
+    features = np.array([[2, 1, 0, 1], [0, 3, 1, 0], [0, 1, 0, 2], [-1, 2, 9, 0]], np.float32)
+    variables = axes.variables({"axes": np.eye(4)}, {})
+    found = prototypes.usage(axes, variables, features)
+    assert {k: v.tolist() for k, v in found.items()} == {"a": [1, 3], "b": [2, 2]}
 
 
 def test_perplexity():
@@ -137,120 +134,103 @@ def test_perplexity():
     assert prototypes.perplexity(np.array([1, 3])) == pytest.approx(np.exp(-(p * np.log(p)).sum()))
 
 
-@pytest.mark.parametrize("name", ["swav", "dino", "sela_v2", "deepcluster_v2", "simclr"])
-def test_prototypes_of_every_method_that_has_them(name):
-    """Of a fresh state, without running it: the leaves are picked and the shapes fit."""
+@pytest.mark.parametrize("name", ["swav", "dino", "sela_v2", "deepcluster_v2", "simclr", "mae"])
+def test_what_the_page_needs_of_a_run_are_leaves_of_its_state(name):
+    """Of a fresh state, without running it: what `restore_part` reads, and nothing made anew."""
     config = tiny.config(name)
-    method = METHODS[name](config, Run(64, 16, 4, 12))
-    zero = jnp.zeros((), jnp.int32)
-    batch = {
-        "image": jnp.zeros((16, 28, 28, 1), jnp.uint8),
-        "index": jnp.arange(16),
-        "label": jnp.full(16, -1),
-    }
-
-    def first(key):
-        ctx = Context(zero, zero, jnp.zeros(()), key, None)
-        return method.init(key, method.views(key, batch, ctx))
-
-    params, state = jax.eval_shape(first, jax.random.key(0))
-    picked = prototypes.select(config, params, state)
-    if name == "simclr":
-        assert picked is None
-        return
-    leaves = {id(x) for x in jax.tree.leaves((params, state))}
-    assert all(id(x) in leaves for x in jax.tree.leaves(picked))  # for `restore_part`
-    weights = jax.tree.map(lambda x: random(*x.shape), picked)
-    found = prototypes.usage(config, weights, random(20, models.make(config.model).features))
+    run = Run(64, 16, 4, 12, image(28, 1))
+    method = METHODS[name](config, run)
+    create = make_create(method, lambda params: optax.identity(), specs(run.fields, 16))
+    state = jax.eval_shape(create, jax.random.key(0))
+    picked = collect.weights(method, state)
+    leaves = {id(x) for x in jax.tree.leaves((state.params, state.state))}
+    assert all(id(x) in leaves for x in jax.tree.leaves(picked))
     sizes = {
         "swav": [12], "dino": [32], "sela_v2": [6, 5, 4], "deepcluster_v2": [6, 5, 4],
-    }[name]  # fmt: skip
-    assert [len(c) for c in found.values()] == sizes
-    assert [c.sum() for c in found.values()] == [20] * len(sizes)
+    }.get(name)  # fmt: skip
+    assert (picked.prototypes is not None) == (sizes is not None)
+    assert set(picked.show) == ({"reconstructions"} if name == "mae" else set())
+    saved = workdir.Saved(config, run, 1)
+    assert collect.width_of(saved) == models.make(config.model).features
+    if sizes:
+        weights = jax.tree.map(lambda x: random(*x.shape), picked.prototypes)
+        features = random(20, collect.width_of(saved))
+        found = prototypes.usage(method.prototypes, weights, features)
+        assert [len(c) for c in found.values()] == sizes
+        assert [c.sum() for c in found.values()] == [20] * len(sizes)
 
 
-def test_the_centre_of_dino_is_taken_off():
-    config = tiny.config("dino")
-    rows = random(200, models.make(config.model).features)
-    head = {"v": random(8, 32), "mlp": {}}
-    widths = (rows.shape[1], 16, 16, 8)
-    for i in range(3):
-        kernel = random(*widths[i : i + 2], seed=i)
-        head["mlp"][f"linear{i}"] = {"kernel": kernel, "bias": np.zeros(widths[i + 1], np.float32)}
-    variables = {"params": head, "batch_stats": {}}
-
-    def used(centre):
-        picked = prototypes.Prototypes(variables, (), centre)
-        return prototypes.usage(config, picked, rows)["prototypes"]
-
-    plain = used(None)
-    best = plain.argmax()
-    # No cosine is above 1: an output whose centre is 10 never wins.
-    assert plain[best] > 0 and used(np.where(np.arange(32) == best, 10.0, 0.0))[best] == 0
+def test_a_run_of_another_version_has_no_width():
+    config = tiny.config("simclr")
+    config.method.name = "of_another_version"
+    assert collect.width_of(workdir.Saved(config, Run(64, 16, 4, 12, image(28, 1)), 1)) is None
 
 
-@pytest.fixture(scope="module")
-def mae():
-    config = tiny.config("mae")
-    method = METHODS["mae"](config, Run(64, 16, 4, 12))
-    zero = jnp.zeros((), jnp.int32)
-    images = np.random.default_rng(0).integers(0, 256, (16, 28, 28, 1), dtype=np.uint8)
-    ctx = Context(zero, zero, jnp.zeros(()), jax.random.key(1), None)
-    batch = {"image": images, "index": np.arange(16), "label": np.full(16, -1)}
+def test_what_a_method_shows_keeps_its_order_and_its_noise():
+    def draw(variables, batch, key):
+        noise = jax.random.randint(key, (2,), 0, 255)
+        shown = (batch["x"] + variables).astype(jnp.uint8)
+        return {"b": shown[:, None, None, None], "a": noise.astype(jnp.uint8)[:, None, None, None]}
 
-    @jax.jit
-    def first(key):
-        return method.init(key, method.views(key, batch, ctx))[0]
-
-    return config, first(jax.random.key(0)), images[:3]
-
-
-@pytest.mark.parametrize("normalise", [True, False])
-def test_reconstructions(mae, normalise):
-    config, params, images = mae
-    config = ConfigDict(config.to_dict())
-    config.method.normalise_pixels = normalise
-    # A decoder that says 0 for every pixel: of a normalised patch that is its mean.
-    predict = jax.tree.map(jnp.zeros_like, params["decoder"]["predict"])
-    blank = {**params, "decoder": {**params["decoder"], "predict": predict}}
-    found = reconstructions.draw(config, blank, images)
-    view, patch = config.views.image, config.model.patch
-    np.testing.assert_array_equal(found["original"], images)  # as large as the view
-    grey = np.full_like(images, 128)  # round(255 · 0.5)
-    visible = found["visible"]
-    hidden = (patchify(visible, patch) == patchify(grey, patch)).all(-1)  # [n, N]
-    side = view.size // patch
-    assert (hidden.sum(1) == side**2 - int(side**2 * (1 - config.method.ratio))).all()
-    np.testing.assert_array_equal(
-        patchify(visible, patch)[~hidden], patchify(images, patch)[~hidden]
-    )
-    true = np.asarray(patchify(images / 255, patch))
-    zero = true.mean(-1, keepdims=True) if normalise else np.float32(view.mean[0])
-    expected = np.round(255 * np.clip(np.broadcast_to(zero, true.shape), 0, 1))
-    close = np.abs(patchify(found["prediction"].astype(float), patch) - expected)
-    assert close.max() <= 1  # rounding
-    filled = patchify(found["filled in"], patch)
-    np.testing.assert_array_equal(filled[~hidden], patchify(images, patch)[~hidden])
-    np.testing.assert_array_equal(filled[hidden], patchify(found["prediction"], patch)[hidden])
+    show = Show(lambda params, state: params["plus"], draw, "What it is.")
+    method = Method(None, None, None, {}, show={"pictures": show})
+    (found,) = collect.shown_by(method, {"pictures": 3}, {"x": np.array([1, 2])}, 7).values()
+    assert list(found.pictures) == ["b", "a"] and found.said == "What it is."
+    assert found.pictures["b"].ravel().tolist() == [4, 5]
+    noise = jax.random.randint(jax.random.key(7), (2,), 0, 255)
+    assert found.pictures["a"].ravel().tolist() == noise.tolist()
 
 
-def test_unpatchify_undoes_patchify():
-    x = np.arange(2 * 6 * 6 * 3).reshape(2, 6, 6, 3)
-    np.testing.assert_array_equal(reconstructions.unpatchify(patchify(x, 2), 2, 3), x)
+def test_attention_is_that_of_the_class_token():
+    c = tiny.config("mae")
+    model = models.make(c.model)
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), dtype=np.uint8)
+    view = augment.fixed(c.evaluate)
+    x = augment.evaluate(images, *view)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
 
+    def encoder(network):
+        return image_encoder.image_encoder(network, image_encoder.online("encoder"), view)
 
-def test_attention_is_that_of_the_class_token(mae):
-    config, params, images = mae
-    variables = {"params": params["encoder"]}
-    found = attention.draw(config, variables, images)
-    x = augment.evaluate(images, 28, config.evaluate.mean, config.evaluate.std, 1.0)
-    weights = models.make(config.model).apply(variables, x, method="attention")
-    np.testing.assert_array_equal(found.images, images)
+    found = attention.draw(encoder(model), variables, images)
+    weights = model.apply(variables, x, method="attention")
+    np.testing.assert_array_equal(found.images, images)  # as large as the view
     np.testing.assert_allclose(found.maps.reshape(3, 2, -1), weights[:, :, 0, 1:], rtol=1e-4)
     assert (found.maps.sum((2, 3)) < 1).all()
-    for other in ({"name": "resnet18"}, {**config.model.to_dict(), "token": False, "pool": "mean"}):
-        plain = ConfigDict({"model": other})
+    for other in ({"name": "resnet18"}, {**c.model.to_dict(), "token": False, "pool": "mean"}):
+        plain = encoder(models.make(ConfigDict(other)))
         assert attention.draw(plain, variables, images) is None
+    assert attention.draw(encoder(model)._replace(network=None), variables, images) is None
+
+
+def test_examples_that_are_no_images_are_called_by_their_rows():
+    """Everything that needs a picture is left out, and nothing else is."""
+    fields = {"tokens": jax.ShapeDtypeStruct((4,), jnp.int32)}
+
+    def read(rows):
+        rows = np.asarray(rows)
+        return {"tokens": np.tile(rows[:, None], 4), "index": rows, "label": rows % 3}
+
+    def part(count, describe=None):
+        words = Source("words", count, 3, fields, read, lambda: [], describe=describe)
+        return Part(words, np.arange(count))
+
+    bank, features = random(40, 6), random(12, 6, seed=1)
+    labels = np.arange(12) % 3
+    s = seen(bank, features, labels, part(40, lambda row: f"text {row}"), part(12))
+    s = s._replace(predicted=labels, untrained=features)
+    first = Encoder(lambda params, state: params, lambda variables, batch: batch["tokens"])
+    method = Method(None, None, None, {"encoder": first})
+    c, _ = configs.load("configs/simclr.py:digits")
+    found = collect.draw(c, method, collect.Weights({}, {}, None), s)
+    assert found.originals is None and found.attention is None
+    assert found.views == {} == found.shown and found.points.images is None
+    assert found.points.files[11] == "row 11" and found.files[-1] == "text 39"
+    assert found.confusion.tolist() == [[4, 0, 0], [0, 4, 0], [0, 0, 4]]
+    near, _ = collect.nearest(features[:3], bank, 8)
+    assert found.neighbours.queries is None and found.neighbours.images is None
+    assert found.neighbours.files == tuple(tuple(f"text {i}" for i in row) for row in near)
+    np.testing.assert_array_equal(found.neighbours.labels, near % 3)
 
 
 def test_views_are_shown_as_the_network_sees_them_without_the_normalisation():
@@ -263,24 +243,18 @@ def test_views_are_shown_as_the_network_sees_them_without_the_normalisation():
     np.testing.assert_allclose(found.astype(int), np.repeat(images[:, None], 6, 1), atol=1)
 
 
-def test_puzzles_and_rotations_are_shown_as_the_network_gets_them():
-    images = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1), dtype=np.uint8)
-    c, _ = configs.load("configs/rotation.py:digits")
-    (found,) = collect.views_of(c, images).values()
-    assert found.shape == (2, 4, *found.shape[2:])
-    for k in range(4):
-        np.testing.assert_array_equal(found[:, k], np.rot90(found[:, 0], k, (1, 2)))
-    c, _ = configs.load("configs/jigsaw.py:digits")
-    side, gap = c.method.tile, collect.GAP
-    (found,) = collect.views_of(c, images).values()
-    assert found.shape == (2, collect.VIEWS, *2 * [3 * side + 2 * gap], 1)
-    assert (found[:, :, side : side + gap] == 0).all()
-    tiles = np.arange(9.0)[None, :, None, None, None] / 4 - 1  # tile i is all i / 4 − 1
-    whole = collect.joined(np.broadcast_to(tiles, (1, 9, 2, 2, 1)))[0, :, :, 0]
-    step = 2 + gap
-    grey = np.round(255 * (0.5 + (np.arange(9.0) / 4 - 1) / 4)).reshape(3, 3)
-    np.testing.assert_array_equal(whole[::step, ::step], grey)
-    np.testing.assert_array_equal(whole[1::step, 1::step], grey)
+@pytest.mark.parametrize("name, pictures", [("rotation", 4), ("jigsaw", 6)])
+def test_views_of_a_methods_own_take_the_place_of_those_by_policies(name, pictures):
+    c, _ = configs.load(f"configs/{name}.py:digits")
+    train = source(20)._replace(fields=image(28, 1))
+    noise = np.random.default_rng(0).integers(0, 256, (20, 28, 28, 1), dtype=np.uint8)
+    train = train._replace(read=lambda rows: {"image": noise[rows], "index": rows, "label": rows})
+    method = METHODS[name](c, Run(20, 4, 5, 5, train.fields))
+    weights = collect.Weights({}, {"views": {}}, None)
+    drawn = collect.draw_sample(c, method, weights, train)
+    assert drawn.views == {} and list(drawn.shown) == [collect.OWN]
+    (views,) = drawn.shown[collect.OWN].pictures.values()
+    assert views.shape[:2] == (collect.SAMPLE, pictures) and views.std() > 20
 
 
 def test_the_command_brings_the_config_back():
@@ -327,10 +301,8 @@ def test_no_command_where_flags_cannot_say_it():
 
 
 def test_a_folder_without_metrics_and_result(tmp_path):
-    from ssl_jax.runs import workdir
-
     c, _ = configs.load("configs/simclr.py:digits")
-    workdir.write_config(tmp_path, workdir.Saved(c, Run(64, 16, 4, 12), 1))
+    workdir.write_config(tmp_path, workdir.Saved(c, Run(64, 16, 4, 12, image(28, 1)), 1))
     run = collect.run_of(pathlib.Path(tmp_path), None)
     assert run.records == [] and run.result is None and run.width == 128
     assert len(run.notes) == 2 and "not finished" in run.notes[0]

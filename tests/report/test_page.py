@@ -14,7 +14,7 @@ import pytest
 
 from ssl_jax.evaluate.health import collapse
 from ssl_jax.report import charts, compare, data_uris, glossary, markup, page, sections
-from ssl_jax.report.contents import Attention, Neighbours, Pictures, Points, Run
+from ssl_jax.report.contents import Attention, Neighbours, Pictures, Points, Run, Shown
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<!--\u2028"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -106,7 +106,12 @@ def drawn(labelled=True, channels=1, side=12, names=("cat", "dog", "owl"), count
         neighbours=near,
         confusion=np.array([[9, 1, 0], [0, 8, 2], [0, 0, 10]]) if labelled else None,
         spectra={"untrained": 2.0 ** -np.arange(9), "learned": np.ones(9)},
-        reconstructions={"original": images(8), "visible": images(8)},
+        shown={
+            "reconstructions": Shown(
+                "Hidden patches.", {"original": images(8), "visible": images(8)}
+            ),
+            "views": Shown("Tiles.", {"shuffled tiles": images(8, 6)}),
+        },
         attention=Attention(images(8), r.random((8, 3, 4, 4))),
         prototypes={"prototypes": np.array([5, 0, 30, 15, 0])},
     )
@@ -457,8 +462,9 @@ def test_examples_carry_the_names_of_their_files():
     for file in ("q3/ask.png", "n2/7.png"):
         assert sum(title.endswith(f", {file}") for title in titles) == 1
     views = [title for title in titles if title.endswith("o/n01440764_5.JPEG")]
-    assert views == ["original, o/n01440764_5.JPEG", *6 * ["view by both, o/n01440764_5.JPEG"]]
-    assert "…764_5.JPEG" in parsed.words
+    said = ["original", *6 * ["view by both"], "original", *6 * ["shuffled tiles"]]
+    assert views == [f"{what}, o/n01440764_5.JPEG" for what in said]
+    assert "n01440764_5" in parsed.words and markup.short("a/n01440764_10026.JPEG") == "…0764_10026"
 
 
 def test_examples_that_are_no_images_have_a_page_too():
@@ -471,7 +477,7 @@ def test_examples_that_are_no_images_have_a_page_too():
             query_files=tuple(f"row {i}" for i in range(4)),
             files=tuple(tuple(f"row {9 * i + j}" for j in range(8)) for i in range(4)),
         ),
-        **{"originals": None, "views": {}, "reconstructions": {}, "attention": None},
+        **{"originals": None, "views": {}, "shown": {}, "attention": None},
     )
     text = page.render([run(pictures=words)])
     for shown in ("Nearest neighbours", "Confusions of kNN", "row 34", "50 examples"):

@@ -50,6 +50,24 @@ def test_training_that_did_not_pay_is_said(found, words):
     assert worth.warning(found) == words
 
 
+def test_what_could_not_be_measured_is_named():
+    found = {"problems": {"learned": "a class has one image", "pixels": "no memory"}}
+    assert worth.problems(found) == [
+        "Could not be measured on the learned features: a class has one image",
+        "Could not be measured on raw pixels: no memory",
+    ]
+    assert worth.problems({}) == [] == worth.problems({"problems": "x"})
+
+
+def test_only_images_have_pixels():
+    assert worth.baselines({"fields": ["tokens"]})["pixels"] == "raw data"
+    for images in ({}, {"fields": ["image"]}, {"fields": 3}, {"fields": []}):
+        assert worth.baselines(images)["pixels"] == "raw pixels"
+    words = {**result(0.75, 0.96), "fields": ["tokens"]}
+    assert worth.warning(words).endswith("below 80.0 % of raw data.")
+    assert "raw data" in report.text(words, pathlib.Path("run"))
+
+
 @pytest.mark.parametrize("knn", [0.75, 0.85])
 def test_the_console_and_the_page_say_it(knn, tmp_path):
     found = result(knn, 0.96)

@@ -139,6 +139,8 @@ def test_all_processes_of_a_run_are_refused(holder, tmp_path):
     codes, outs = tiny_run.finish(
         tiny_run.start_several(2, tmp_path / "run", "--config.cpu_devices=2")
     )
-    assert codes == [2, 2], outs
-    for out in outs:
-        assert f"error: {tmp_path / 'run'} is in use by process {process.pid} on" in out
+    assert codes[0] == 2 and codes[1] != 0, (
+        outs
+    )  # on a busy machine XLA ends it, as process 0 is gone
+    assert f"error: {tmp_path / 'run'} is in use by process {process.pid} on" in outs[0]
+    assert [f.name for f in (tmp_path / "run").iterdir()] == [lock.NAME], "nothing was written"

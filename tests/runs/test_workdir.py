@@ -33,7 +33,7 @@ def test_json_of_another_kind_is_one_line(content, tmp_path):
         folder=tmp_path,
         run=tmp_path / "run",
         restored=types.SimpleNamespace(step=1),
-        learn=types.SimpleNamespace(source=types.SimpleNamespace(name="digits")),
+        learn=types.SimpleNamespace(source=types.SimpleNamespace(name="digits", identity="")),
     )
     manager = types.SimpleNamespace(latest_step=lambda: 1)
     with pytest.raises(UserError, match=r"^\S+job.json is damaged \(.*\); choose") as found:
@@ -82,6 +82,16 @@ def test_a_result_waits_for_the_disk_then_gives_up(tmp_path, monkeypatch, capfd)
         workdir.write_result(file, dict)
     assert sum(waited[2:]) == 600
     assert json.loads(file.read_text()) == {"made": 3}, "the old one stays"
+
+
+def test_pictures_wait_for_the_disk_all_or_none_torn(tmp_path, monkeypatch, capfd):
+    files = {tmp_path / name: name.encode() for name in ("a.png", "b.png", "c.png")}
+    in_the_way = tmp_path / "b.png.tmp"
+    in_the_way.mkdir()
+    monkeypatch.setattr(insist, "time", types.SimpleNamespace(sleep=lambda _: in_the_way.rmdir()))
+    workdir.write_files(tmp_path, files, "the page shows the same")
+    assert {f: f.read_bytes() for f in sorted(tmp_path.iterdir())} == files
+    assert f"{tmp_path} is not saved (Is a directory); trying again" in capfd.readouterr().err
 
 
 def test_runs_and_jobs_wait_with_their_result(tmp_path, monkeypatch, capsys):

@@ -89,7 +89,7 @@ def from_folder(folder: str, wanted: str, name: str, split: str, data) -> Source
     names = tuple(info.features[label].names) if label else ()
     fields = batch.image(data.size, data.channels)
     source = Source(f"{name} {wanted}", len(records), classes, fields, read, bad, names)
-    return source._replace(describe=lambda row: f"{wanted} example {row}")
+    return source._replace(describe=lambda row: f"{wanted} {row}")
 
 
 def _features(features, name: str) -> tuple[str, str | None]:
