@@ -22,7 +22,7 @@ def test_damaged_pictures_neither_crash_nor_hang_nor_take_the_memory():
 def test_want_of_memory_is_counted():
     bomb = next(b for b in bombs.BOMBS if b[0] == "RGBA PNG at the limit")
     ((_, outcome),) = reading.run(damages=1, seed=0, bombs=[bomb], bound=100 << 20)
-    assert outcome.result == "no memory" and outcome.peak < 300e6
+    assert outcome.result == "no memory" and 0 < outcome.peak - outcome.before < 110e6
 
 
 def test_crashes_and_hangs_are_counted(tmp_path, monkeypatch):

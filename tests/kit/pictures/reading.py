@@ -45,12 +45,14 @@ class Outcome(NamedTuple):
       reason: what the log said, or the signal.
       seconds: of processor time that the read took (by the clock, if it did not end).
       peak: greatest resident bytes of the process during the read.
+      before: its resident bytes when the read began.
     """
 
     result: str
     reason: str
     seconds: float
     peak: int
+    before: int = 0
 
 
 def damaged(count: int, seed: int, bombs: Sequence[Bomb] = BOMBS) -> Iterator[Damaged]:
@@ -92,10 +94,10 @@ def reader(folder: str, first: int, count: int, bound: int) -> None:
     for i in range(first, count):
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
         print(json.dumps({"begin": i}), flush=True)
-        start = time.process_time()
+        before, start = _status("VmRSS"), time.process_time()
         result, reason = read_one(os.path.join(folder, f"{i:05d}"))
         seconds = time.process_time() - start
-        print(json.dumps([result, reason, seconds, _status("VmHWM")]), flush=True)
+        print(json.dumps([result, reason, seconds, _status("VmHWM"), before]), flush=True)
 
 
 def logging_off() -> None:
@@ -106,6 +108,8 @@ def logging_off() -> None:
     import cv2  # noqa: F401  imported before memory is measured
     import simplejpeg  # noqa: F401
     from PIL import Image  # noqa: F401
+
+    import ssl_jax.data.sources.folder  # noqa: F401
 
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
