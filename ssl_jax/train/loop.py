@@ -23,8 +23,9 @@ class Hooks(NamedTuple):
     """What happens beside training; every function may be slow, none changes the state.
 
     Attributes:
-      log: (step, metrics: dict of floats) -> None, one log interval later than measured. Beside
-        the step's own metrics, of the interval: 'images_per_second'; 'data_wait_share', the part
+      log: (step, metrics: dict of floats) -> None, one log interval later than measured, but always
+        before `monitor` and `checkpoint` of that step or a later one. Beside the step's own
+        metrics, of the interval: 'images_per_second'; 'data_wait_share', the part
         of the time in which the device lacked a batch; 'seconds_steps', 'seconds_monitor' and
         'seconds_checkpoint', which together are the time since the log before.
       bad: (list of (step, 'loss' or 'gradient norm')) -> None, before `log` where there are any:
@@ -88,9 +89,9 @@ def train(
     clock, clock_step = time.perf_counter(), start
 
     def flush():
-        nonlocal skipped
+        nonlocal skipped, logged
         if logged is not None:
-            done, metrics, measured, steps = logged
+            (done, metrics, measured, steps), logged = logged, None
             values = {k: float(np.ravel(v)[-1]) for k, v in jax.device_get(metrics).items()}
             if values["skipped"] > skipped:
                 skipped = values["skipped"]
@@ -130,6 +131,8 @@ def train(
             clock, clock_step, recent = now, done, []
             waited = looked = saved = 0.0
             jax.tree.map(lambda m: m.copy_to_host_async(), metrics)
+        if looks or saves:  # a step that a checkpoint holds is in the log: no run makes it again
+            flush()
         # What the hooks take is not the steps': images_per_second is of training alone.
         begun = time.perf_counter()
         if looks:

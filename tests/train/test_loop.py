@@ -37,7 +37,7 @@ def parts():
 
 def run(parts, start=0, stop=10, stop_after=None, every=loop.Every(3, 4, 5)):  # noqa: B008
     create, step, mesh, _ = parts
-    seen = {"log": [], "bad": [], "monitor": [], "checkpoint": []}
+    seen = {"log": [], "bad": [], "monitor": [], "checkpoint": [], "logged at a checkpoint": []}
     asked = []
     state = create(jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -47,11 +47,15 @@ def run(parts, start=0, stop=10, stop_after=None, every=loop.Every(3, 4, 5)):  #
         asked.append(done)
         return stop_after is not None and len(asked) >= stop_after
 
+    def checkpoint(state):
+        seen["checkpoint"].append(int(jax.device_get(state.step)))
+        seen["logged at a checkpoint"].append([done for done, _ in seen["log"]])
+
     hooks = loop.Hooks(
         log=lambda done, metrics: seen["log"].append((done, metrics)),
         bad=seen["bad"].extend,
         monitor=lambda state: seen["monitor"].append(int(jax.device_get(state.step))),
-        checkpoint=lambda state: seen["checkpoint"].append(int(jax.device_get(state.step))),
+        checkpoint=checkpoint,
         stop=wants_to_stop,
     )
     batches = (layout.put_batch({"image": x}, mesh) for x in images[start:])
@@ -71,6 +75,13 @@ def test_hooks_are_called_at_their_steps_and_nothing_else_leaves_the_device(part
         assert all(isinstance(v, float) for v in metrics.values())
         assert metrics["images_per_second"] > 0 and np.isfinite(metrics["loss"])
     assert len(parts[3]) == 1, "traced once"
+
+
+def test_the_steps_that_a_checkpoint_holds_are_logged_before_it_is_made(parts):
+    """Else a process killed after the save would leave a step that no run logs."""
+    _, _, seen = run(parts, every=loop.Every(1, 0, 2))
+    assert seen["logged at a checkpoint"] == [list(range(1, k + 1)) for k in (2, 4, 6, 8)]
+    assert [d for d, _ in seen["log"]] == list(range(1, 11)), "each once"
 
 
 def test_the_phases_of_an_interval_are_its_whole_time(parts, monkeypatch):
