@@ -134,6 +134,7 @@ def train(s: Session, state: TrainState) -> tuple[TrainState, int, dict[str, Any
                     )
             row = int(found["skipped_in_a_row"])
             if row >= s.max_bad_steps:
+                s.manager.wait_until_finished()  # the message names the newest checkpoint
                 raise UserError(too_many_bad(bad, done, row, s.manager))
             if row == 0:
                 bad.clear()
