@@ -48,6 +48,7 @@ def defaults() -> ConfigDict:
     c.checkpoint_every = 1_000  # steps; 0: at the end
 
     c.model = ConfigDict()  # None: as in the run
+    c.model.dtype = config_dict.placeholder(str)  # of the computation: float32 | bfloat16
     c.model.drop_path = config_dict.placeholder(float)  # ViT: of the last block, from 0 linearly
     c.model.pool = config_dict.placeholder(str)  # ViT: token | mean
     c.model.positions = config_dict.placeholder(str)  # ViT: learned, from the run's fixed ones

@@ -369,12 +369,16 @@ def begin(config: ConfigDict, o: probing.Opened, plan: Plan, manager) -> tuple[T
 
     def adopt(state, learned):  # copies: the first step donates the state
         params = jax.tree.map(
-            lambda kept, old, new: jnp.copy(old if kept else new),
+            lambda kept, old, new: jnp.copy(old if kept else new).astype(new.dtype),
             keep,
             learned["params"],
             state.params["encoder"],
         )
-        stats = jax.tree.map(jnp.copy, learned["batch_stats"])
+        stats = jax.tree.map(
+            lambda old, new: jnp.copy(old).astype(new.dtype),
+            learned["batch_stats"],
+            state.state["batch_stats"],
+        )
         return state._replace(
             params={**state.params, "encoder": params}, state={"batch_stats": stats}
         )

@@ -63,13 +63,22 @@ def make(config: Mapping[str, Any]) -> nn.Module:
             raise UserError(f"model.{key}: {name} has no such field.{near_misses(key, known)}")
         if isinstance(value, list):
             fields[key] = tuple(value)
-    dtype = fields.get("dtype", "float32")
-    if dtype == "float64":  # for tests of equality
+    return constructor(**{**fields, "dtype": dtype_of(fields.get("dtype", "float32"))})
+
+
+def dtype_of(name: str) -> Any:
+    """The dtype that `config.model.dtype` names.
+
+    Raises:
+      UserError: an unknown one, or 'float64' where JAX has none.
+    """
+    if name == "float64":  # for tests of equality
         if not jax.config.jax_enable_x64:
             raise UserError(
                 "--config.model.dtype is 'float64', which needs JAX_ENABLE_X64=1 in the "
                 "environment; set that, or choose float32 or bfloat16"
             )
-    elif dtype not in DTYPES:
-        raise UserError(f"model.dtype: unknown {dtype!r}.{near_misses(dtype, DTYPES)}")
-    return constructor(**{**fields, "dtype": (DTYPES | {"float64": jnp.float64})[dtype]})
+        return jnp.float64
+    if name not in DTYPES:
+        raise UserError(f"model.dtype: unknown {name!r}.{near_misses(name, DTYPES)}")
+    return DTYPES[name]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from ssl_jax import augment
+from ssl_jax import augment, models
 from ssl_jax.augment.erasing import Erasing, erase
 from ssl_jax.augment.mixing import Mixing, mix, soft_targets
 from ssl_jax.contract.encoder import Encoder
@@ -117,6 +117,8 @@ def network_of(config: ConfigDict, of: Encoder) -> nn.Module:
         if name not in known:
             kind = type(of.network).__name__
             raise UserError(f"--config.model.{name}: a {kind} has no such field")
+    if "dtype" in changes:
+        changes["dtype"] = models.dtype_of(changes["dtype"])
     as_new = {"group": None, "freeze_patch": False}
     return of.network.clone(**changes, **{k: v for k, v in as_new.items() if k in known})
 
