@@ -29,7 +29,7 @@ def measure(folder: pathlib.Path, mib: int, rounds: int) -> list[dict[str, float
     import jax.numpy as jnp
     import numpy as np
 
-    from ssl_jax.checkpoints import manifest, store, verify
+    from ssl_jax.checkpoints import manifest, reading, store, verify
     from ssl_jax.devices import layout
     from ssl_jax.train.state import TrainState
 
@@ -57,7 +57,7 @@ def measure(folder: pathlib.Path, mib: int, rounds: int) -> list[dict[str, float
             if verify.damage(step):
                 raise SystemExit(f"{step}: {verify.damage(step)}")
             verified = time.perf_counter()
-            jax.block_until_ready(store.restore(manager, i + 1, like))
+            jax.block_until_ready(reading.restore(manager, i + 1, like))
             ended = time.perf_counter()
             seconds = (waited - begun, saved - begun, written - bare, verified - written)
             found.append(dict(zip(PARTS, (*seconds, ended - verified), strict=True)))

@@ -1,4 +1,4 @@
-"""Checkpoints: the whole training state, and reading back the encoder alone (Orbax).
+"""Saving checkpoints of the whole training state (Orbax); `reading.py` reads them.
 
 A checkpoint gets its name when all of it is on disk, with a manifest of checksums (`manifest.py`)
 that is verified before anything is read (`verify.py`). Which ones stay is decided in `kept.py`.
@@ -15,28 +15,19 @@ refuses `active_processes`; tried with Orbax 0.12.8.) Both share one format.
 import concurrent.futures
 import contextlib
 import errno
-import functools
 import gc
-import hashlib
-import logging
 import os
 import pathlib
-import re
 import shutil
-import sys
 import time
-import traceback
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import v1
 
-from ssl_jax.checkpoints import kept, manifest, verify
+from ssl_jax.checkpoints import kept, manifest, orbax, verify
 from ssl_jax.errors import UserError, warn
 from ssl_jax.processes import insist
 
@@ -119,7 +110,7 @@ def open_manager(
             if problem:
                 verify.set_aside(folder / str(step), problem)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_orbax_is_silent())
+        stack.enter_context(orbax.silent())
         saver = pool = None
         if not read_only:
             stack.callback(_clean, folder)  # what a late thread of a failed save has written since
@@ -184,151 +175,9 @@ def save_last(manager: Manager, state: Any, metrics: Mapping[str, Any] | None = 
     )
 
 
-def restore(manager: Manager, step: int, like: Any) -> Any:
-    """Reads the whole state of one step, onto the devices that `like` names.
-
-    Args:
-      manager: from `open_manager`.
-      step: one of `manager.all_steps()`.
-      like: pytree of arrays or ShapeDtypeStructs with shardings.
-
-    Raises:
-      UserError: the checkpoint is of another model or cannot be read.
-    """
-    path = manager.directory / str(step)
-    target = abstract(like)
-    try:
-        with _reading():
-            stored = _shapes(v1.metadata(path, checkpointable_name=STATE).metadata)
-            problem = _difference(stored, _shapes(target))
-            if problem is None:
-                return _load(path, target)
-    except Exception as error:
-        first = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
-        problem, cause = f"{type(error).__name__}: {first}", error
-    else:
-        cause = None
-    raise UserError(
-        f"checkpoint {path} does not hold this model's state ({problem}); use another --workdir, "
-        "or the config that made it"
-    ) from cause
-
-
-def restore_part(manager: Manager, step: int, like: Any, select: Callable[[Any], Any]) -> Any:
-    """Reads only the leaves that `select` picks: probing needs the encoder, not the optimizer.
-
-    Args:
-      manager: from `open_manager`.
-      step: one of `manager.all_steps()`.
-      like: the state, abstract (`jax.eval_shape`), with shardings; only what is picked is
-        compared with the checkpoint.
-      select: whole state -> pytree of some of its leaves.
-
-    Returns:
-      what `select` returns, with arrays for leaves.
-
-    Raises:
-      UserError: a leaf is missing or has another shape: another model made the checkpoint.
-    """
-    target = abstract(like)
-    wanted = select(target)
-    picked = {id(leaf) for leaf in jax.tree.leaves(wanted)}
-    names = {
-        id(leaf): _name(p)
-        for p, leaf in jax.tree_util.tree_leaves_with_path(target)
-        if id(leaf) in picked
-    }
-    path = manager.directory / str(step)
-    with _reading(partial=True):
-        stored = v1.metadata(path, checkpointable_name=STATE).metadata
-        shapes = _shapes(stored)
-        for leaf in jax.tree.leaves(wanted):
-            name = names[id(leaf)]
-            if name not in shapes:
-                raise UserError(f"checkpoint {path} is of another model: it has no {name}")
-            if shapes[name] != tuple(leaf.shape):
-                raise UserError(
-                    f"checkpoint {path} is of another model: its {name} is "
-                    f"{shapes[name]}, the config's {tuple(leaf.shape)}"
-                )
-        part: dict[str, Any] = {}  # the picked leaves alone, as nested dictionaries
-        for leaf in jax.tree.leaves(wanted):
-            *folders, last = names[id(leaf)].split("/")
-            inner = functools.reduce(lambda d, k: d.setdefault(k, {}), folders, part)
-            inner[last] = leaf
-        read = _load(path, part)
-    return jax.tree.map(
-        lambda leaf: functools.reduce(lambda d, k: d[k], names[id(leaf)].split("/"), read), wanted
-    )
-
-
-def _load(path: pathlib.Path, like: Any) -> Any:
-    """Orbax's `load`. Where it fails, the reads that it breaks off end here, while they are silent.
-
-    Else Python would name each of them when it collects them, much later.
-    """
-    try:
-        return v1.load(path, like, checkpointable_name=STATE)
-    except Exception as error:
-        traceback.clear_frames(error.__traceback__)
-        gc.collect()
-        raise
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every leaf; of a random key, that of its data, as it is stored."""
-
-    def shape(leaf):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.eval_shape(jax.random.key_data, leaf)
-        return tuple(leaf.shape)
-
-    return {_name(p): shape(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    """The first leaf that is not in both, or of another shape; None where all are the same."""
-    for name in sorted({*stored, *wanted}):
-        if name not in stored:
-            return f"it has no {name}"
-        if name not in wanted:
-            return f"it has {name}, which the config's model has not"
-        if stored[name] != wanted[name]:
-            return f"its {name} is {stored[name]}, the config's {wanted[name]}"
-    return None
-
-
-def _reading(*, partial: bool = False) -> v1.Context:
-    """Orbax's options for reading on this process, as if there were no others.
-
-    Args:
-      partial: only the leaves that are asked for. One that is not there would be passed over.
-    """
-    alone = _alone()
-    context = v1.Context()
-    context.multiprocessing.primary_host = alone.primary_host
-    context.multiprocessing.active_processes = alone.active_processes
-    context.multiprocessing.barrier_sync_key_prefix = alone.barrier_sync_key_prefix
-    context.pytree.loading.partial_load = partial
-    return context
-
-
-def _alone() -> ocp.options.MultiprocessingOptions:
-    """This process as if there were no others.
-
-    With Orbax's barriers the others would wait 20 minutes where process 0 cannot write.
-    """
-    me = jax.process_index()
-    return ocp.options.MultiprocessingOptions(
-        primary_host=None,  # no process waits for, or checks, what another one wrote
-        active_processes={me},
-        barrier_sync_key_prefix=f"process{me}",
-    )
-
-
 def _saver() -> ocp.AsyncCheckpointer:
     """What writes the items 'state' and 'metrics' of a checkpoint."""
-    alone = _alone()
+    alone = orbax.alone()
     arrays = ocp.type_handlers.ArrayHandler(
         primary_host=None,
         use_replica_parallel=False,  # else every process would have to write a part
@@ -466,74 +315,3 @@ def _line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     reasons = (os.strerror(number) for number in DISK_ERRORS)
     return next((r for r in reasons if r in text), f"{type(error).__name__}: {text[:200]}")
-
-
-@contextlib.contextmanager
-def _orbax_is_silent():
-    """Within it Orbax and TensorStore print nothing: their errors are raised besides."""
-
-    def others(record):
-        return "/orbax/" not in record.pathname
-
-    def hook(seen):  # TensorStore's other reads and writes, when one has failed
-        code = getattr(seen.object, "cr_code", None)
-        ours = code is None or "/orbax/" not in code.co_filename
-        if ours and str(seen.exc_value) != "Event loop is closed":
-            before(seen)
-
-    logger, before = logging.getLogger("absl"), sys.unraisablehook
-    logger.addFilter(others)
-    logging.getLogger("asyncio").addFilter(_of_no_save)  # stays
-    sys.unraisablehook = hook
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            yield
-    finally:
-        logger.removeFilter(others)
-        sys.unraisablehook = before
-
-
-def _of_no_save(record: logging.LogRecord) -> bool:
-    """False for what asyncio says, late, of the tasks of a failed save or read.
-
-    They are Orbax's, or await TensorStore, which has no frames in Python: its messages name the
-    driver of an array ("zarr") and the database around it (OCDBT).
-    """
-    error = record.exc_info[1] if record.exc_info else None
-    frames = traceback.walk_tb(error.__traceback__ if error else None)
-    theirs = any("/orbax/" in frame.f_code.co_filename for frame, _ in frames)
-    return not theirs and not re.search(r'"zarr" driver|OCDBT', str(error))
-
-
-def abstract(tree: Any) -> Any:
-    """Shapes, dtypes and shardings of a pytree of arrays, one new object a leaf."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)),
-        tree,
-    )
-
-
-def fingerprint(state: Any) -> str:
-    """SHA-256 over every leaf: name, dtype, shape and bytes, in tree order.
-
-    Args:
-      state: pytree of arrays (typed keys by their data), whole on this process.
-
-    Returns:
-      64 hexadecimal digits. Equal means equal to the last bit.
-    """
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        host = np.asarray(leaf)
-        digest.update(f"{_name(path)} {host.dtype} {host.shape}\n".encode())
-        digest.update(np.ascontiguousarray(host).tobytes())
-    return digest.hexdigest()
-
-
-def _name(path) -> str:
-    """'params/encoder/stem/kernel' from a key path, the same for tuples, dicts and fields."""
-    keys = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
-    return "/".join(map(str, keys))

@@ -12,7 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from ssl_jax.augment.mixing import MODES, Mixing
-from ssl_jax.checkpoints import store, verify
+from ssl_jax.checkpoints import reading, store, verify
 from ssl_jax.contract import batch
 from ssl_jax.contract.method import Method, Run
 from ssl_jax.contract.source import Source
@@ -356,7 +356,7 @@ def begin(config: ConfigDict, o: probing.Opened, plan: Plan, manager) -> tuple[T
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
             jax.eval_shape(plan.create, jax.random.key(config.seed)),
         )
-        return store.restore(manager, latest, like), latest
+        return reading.restore(manager, latest, like), latest
     state = plan.create(jax.random.key(config.seed))
     if config.scratch:
         return state, 0

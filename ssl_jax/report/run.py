@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ssl_jax.checkpoints import store
+from ssl_jax.checkpoints import tree
 from ssl_jax.evaluate.features import representation
 from ssl_jax.evaluate.features.representation import MONITORS, Judged
 from ssl_jax.evaluate.health import collapse
@@ -201,7 +201,7 @@ def result(
         "train_set": e.train.examples,
         "test_set": 0 if judge is None else judge.source.examples,
         "collapse": {**measured, "alarm": alarm},
-        "fingerprint": store.fingerprint(state),
+        "fingerprint": tree.fingerprint(state),
         "made_with": {
             "devices": jax.device_count(),
             "platform": jax.devices()[0].platform,

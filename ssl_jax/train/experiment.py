@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax.checkpoints import store, verify
+from ssl_jax.checkpoints import reading, verify
 from ssl_jax.contract import batch
 from ssl_jax.contract.method import Method, Run
 from ssl_jax.data import resident, sources
@@ -373,7 +373,7 @@ def begin(e: Experiment, manager) -> tuple[TrainState, int]:
             f"the run in {e.config.workdir} stands at step {latest:,}, where no call of {k} steps "
             "begins; --config.steps_at_once=1 continues it"
         )
-    state = store.restore(manager, latest, like(e))
+    state = reading.restore(manager, latest, like(e))
     if e.cluster.process == 0:
         print(f"continuing at step {latest:,}")
     return state, latest

@@ -18,7 +18,7 @@ import pytest
 from kit import tiny_run
 from kit.small_state import create, encoder, like, whole
 
-from ssl_jax.checkpoints import manifest, store, verify
+from ssl_jax.checkpoints import manifest, reading, store, tree, verify
 from ssl_jax.errors import UserError
 from ssl_jax.logs import metrics as logs
 from ssl_jax.processes import insist
@@ -37,7 +37,7 @@ def kept(tmp_path_factory):
         for step, accuracy in ((4, 0.5), (8, 0.25)):
             state = make(step=step)
             store.save(manager, state, {"knn_top1": accuracy})
-            marks[step] = store.fingerprint(state)
+            marks[step] = tree.fingerprint(state)
     return folder, marks
 
 
@@ -105,7 +105,7 @@ def test_training_sets_a_damaged_checkpoint_aside(kept, tmp_path, name, capsys):
     (folder / "8" / name).unlink()
     with store.open_manager(folder, 2) as manager:
         assert verify.newest(manager) == 4 and manager.all_steps() == [4]
-        assert store.fingerprint(store.restore(manager, 4, like())) == marks[4]
+        assert tree.fingerprint(reading.restore(manager, 4, like())) == marks[4]
         store.save(manager, create(step=8))
     line = f"checkpoint {folder / '8'} is damaged: {name} is missing; set aside as 8.damaged\n"
     assert capsys.readouterr().err == line
@@ -190,7 +190,7 @@ def test_probing_a_run_that_deletes_what_is_being_read(kept, tmp_path, capsys):
         if step == 8:  # the run saves 12 and deletes 8 meanwhile
             shutil.copytree(folder / "8", folder / "12")
             shutil.rmtree(folder / "8" / "state")
-        return store.restore_part(manager, step, like(), encoder)
+        return reading.restore_part(manager, step, like(), encoder)
 
     with store.open_manager(folder, 1, read_only=True) as manager:
         found, step = verify.read_newest(manager, read)
@@ -431,8 +431,8 @@ def test_no_file_of_a_checkpoint_is_unpickled(kept, tmp_path):
         with store.open_manager(folder, 1, read_only=True) as manager:
             try:
                 step = verify.newest(manager, read_only=True)
-                store.restore_part(manager, step, like(), encoder)
-                store.restore(manager, step, like())
+                reading.restore_part(manager, step, like(), encoder)
+                reading.restore(manager, step, like())
             except Exception as error:
                 assert "gone_off" not in str(error)
         shutil.rmtree(folder / "8")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from kit.small_state import create, encoder, like, whole
 
-from ssl_jax.checkpoints import kept, manifest, store
+from ssl_jax.checkpoints import kept, manifest, reading, store
 from ssl_jax.checkpoints.kept import Best, Kept
 from ssl_jax.errors import UserError
 
@@ -183,7 +183,7 @@ def test_one_that_is_asked_for_is_read(run):
     with store.open_manager(run, 1, read_only=True) as manager:
 
         def take(step):
-            return store.restore_part(manager, step, like(), encoder)
+            return reading.restore_part(manager, step, like(), encoder)
 
         found, step = kept.read(manager, "best", take, LOSS)
         with pytest.raises(UserError, match="no such checkpoint"):

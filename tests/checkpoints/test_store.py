@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kit.small_state import create, encoder, like, whole
 
-from ssl_jax.checkpoints import manifest, store, verify
+from ssl_jax.checkpoints import manifest, reading, store, tree, verify
 from ssl_jax.errors import UserError
 
 
@@ -23,9 +23,9 @@ def test_the_whole_state_comes_back_on_every_device(saved):
     folder, state = saved
     with store.open_manager(folder, 2) as manager:
         assert manager.latest_step() == 7
-        back = store.restore(manager, 7, like())
+        back = reading.restore(manager, 7, like())
     assert jax.tree.structure(back) == jax.tree.structure(state)
-    assert store.fingerprint(back) == store.fingerprint(state)
+    assert tree.fingerprint(back) == tree.fingerprint(state)
     assert back.params["encoder"]["w"].sharding == whole()
 
 
@@ -33,7 +33,7 @@ def test_the_encoder_alone_comes_back_whatever_the_optimizer(saved):
     folder, state = saved
     other = like()._replace(opt_state=())  # probing knows nothing of the optimizer
     with store.open_manager(folder, 1, read_only=True) as manager:
-        variables = store.restore_part(manager, 7, other, encoder)
+        variables = reading.restore_part(manager, 7, other, encoder)
     assert set(variables) == {"params", "batch_stats"}
     np.testing.assert_array_equal(variables["params"]["w"], state.params["encoder"]["w"])
     np.testing.assert_array_equal(variables["batch_stats"]["mean"], jnp.arange(3.0))
@@ -43,9 +43,9 @@ def test_another_model_is_refused_in_one_line(saved):
     folder, _ = saved
     with store.open_manager(folder, 1, read_only=True) as manager:
         with pytest.raises(UserError, match=r"params/encoder/w is \(4, 3\), the config's \(5, 3\)"):
-            store.restore_part(manager, 7, like(width=5), encoder)
+            reading.restore_part(manager, 7, like(width=5), encoder)
         with pytest.raises(UserError, match="it has no params/encoder/v"):
-            store.restore_part(manager, 7, like(name="v"), encoder)
+            reading.restore_part(manager, 7, like(name="v"), encoder)
         for wrong, why in (
             (like(width=5), r"opt_state/1/momentum is \(4, 3\), the config's \(5, 3\)"),
             (like(name="v"), "it has no params/encoder/v"),
@@ -53,7 +53,7 @@ def test_another_model_is_refused_in_one_line(saved):
             (like()._replace(key=like().streak), r"its key is \(2,\), the config's \(\)"),
         ):
             with pytest.raises(UserError, match=f"not hold this model's state .*{why}") as error:
-                store.restore(manager, 7, wrong)
+                reading.restore(manager, 7, wrong)
             assert "\n" not in str(error.value)
 
 
@@ -69,8 +69,8 @@ def test_the_newest_two_and_the_best_stay(tmp_path):
 
 def test_a_fingerprint_is_of_names_dtypes_shapes_and_bytes():
     state = create()
-    mark = store.fingerprint(state)
-    assert mark == store.fingerprint(jax.device_put(state, whole())) and len(mark) == 64
+    mark = tree.fingerprint(state)
+    assert mark == tree.fingerprint(jax.device_put(state, whole())) and len(mark) == 64
     others = [
         create(name="v"),
         create(step=8),
@@ -78,7 +78,7 @@ def test_a_fingerprint_is_of_names_dtypes_shapes_and_bytes():
         state._replace(opt_state=((), {"momentum": state.opt_state[1]["momentum"].T})),
         state._replace(skipped=state.skipped.astype(jnp.uint32)),
     ]
-    assert len({mark, *map(store.fingerprint, others)}) == 6
+    assert len({mark, *map(tree.fingerprint, others)}) == 6
 
 
 def test_an_old_step_leaves_at_once_and_whole(tmp_path, monkeypatch):

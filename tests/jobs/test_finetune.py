@@ -18,7 +18,7 @@ from kit import programs, tiny_run
 from ssl_jax import augment, models
 from ssl_jax.augment.erasing import Erasing
 from ssl_jax.augment.mixing import Mixing, soft_targets
-from ssl_jax.checkpoints import store as checkpoint
+from ssl_jax.checkpoints import tree
 from ssl_jax.contract.batch import image
 from ssl_jax.contract.method import Context
 from ssl_jax.contract.source import Source
@@ -167,7 +167,7 @@ def test_it_continues_to_the_same_bits_and_only_itself(runs, tmp_path, capsys):
     whole, curve, found = saved(folder, 6), losses(folder), result(folder)
     shutil.rmtree(folder / "checkpoints" / "6")
     assert run(runs / "0", *here) == 0
-    assert checkpoint.fingerprint(saved(folder, 6)) == checkpoint.fingerprint(whole)
+    assert tree.fingerprint(saved(folder, 6)) == tree.fingerprint(whole)
     assert losses(folder) == curve and result(folder) == found
     assert run(runs / "0", *here) == 0  # finished: judged again
     assert losses(folder) == curve and result(folder) == found

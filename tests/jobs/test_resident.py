@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from kit import kills, programs, tiny_run
 
+from ssl_jax.checkpoints import reading
 from ssl_jax.checkpoints import store as checkpoint
 from ssl_jax.data import resident
 from ssl_jax.devices import layout
@@ -55,7 +56,7 @@ def parameters(folder):
     config = workdir.read_config(folder).config
     like = experiment.like(experiment.assemble(config, ALONE, None))
     with checkpoint.open_manager(folder / "checkpoints", 2, read_only=True) as manager:
-        return jax.tree.leaves(checkpoint.restore(manager, 14, like).params)
+        return jax.tree.leaves(reading.restore(manager, 14, like).params)
 
 
 def test_it_learns_what_the_ordinary_run_learns_and_logs_at_the_same_steps(tmp_path):

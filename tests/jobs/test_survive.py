@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from kit import kills, tiny_run
 
-from ssl_jax.checkpoints import store
+from ssl_jax.checkpoints import reading, store
 from ssl_jax.logs import metrics
 from ssl_jax.processes import host
 from ssl_jax.runs import workdir
@@ -141,7 +141,7 @@ def test_steps_that_are_not_finite_end_the_run_and_name_the_first(tmp_path, caps
     config = workdir.read_config(tmp_path / "every").config
     like = experiment.like(experiment.assemble(config, host.Cluster(1, 0, 1), None))
     with store.open_manager(tmp_path / "every" / "checkpoints", 2, read_only=True) as manager:
-        state = store.restore(manager, saved, like)
+        state = reading.restore(manager, saved, like)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
     # The first bad step lies between two that are logged, and is named all the same.

@@ -128,7 +128,7 @@ def end(processes: list[subprocess.Popen], patience: float) -> float | None:
 
 def readable(folder: pathlib.Path, like) -> list[str]:
     """Reads every finished checkpoint whole; what went wrong."""
-    from ssl_jax.checkpoints import store
+    from ssl_jax.checkpoints import reading, store
     from ssl_jax.errors import UserError
 
     wrong = []
@@ -137,7 +137,7 @@ def readable(folder: pathlib.Path, like) -> list[str]:
     with store.open_manager(folder / "checkpoints", 2, read_only=True) as manager:
         for step in manager.all_steps():
             try:
-                store.restore(manager, step, like)
+                reading.restore(manager, step, like)
             except UserError as error:
                 wrong.append(str(error))
     return wrong

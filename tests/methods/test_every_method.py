@@ -17,7 +17,7 @@ from kit import probed, programs
 from kit.hlo import collectives as listed
 from kit.hlo import copies
 
-from ssl_jax.checkpoints import store
+from ssl_jax.checkpoints import reading, store, tree
 from ssl_jax.devices import collectives
 from ssl_jax.evaluate.features import encoder
 from ssl_jax.methods import METHODS
@@ -126,8 +126,8 @@ def test_a_stop_and_a_restart_change_nothing(twins, tmp_path):
                 store.save(manager, state)
                 manager.wait_until_finished()
                 like = programs.on_devices(twins.first, twins.four.mesh)
-                state = store.restore(manager, 3, like)
-    assert store.fingerprint(state) == store.fingerprint(twins.after_four[1])
+                state = reading.restore(manager, 3, like)
+    assert tree.fingerprint(state) == tree.fingerprint(twins.after_four[1])
 
 
 def test_probing_reads_an_encoder_that_has_moved(twins):

@@ -10,7 +10,7 @@ import pytest
 from jax.tree_util import Partial
 from kit import toy_method
 
-from ssl_jax.checkpoints import store
+from ssl_jax.checkpoints import tree
 from ssl_jax.contract.method import Context, Run
 from ssl_jax.devices import layout, mapping
 from ssl_jax.train.state import make_create
@@ -119,6 +119,6 @@ def test_the_same_run_has_the_same_fingerprint():
     _, state, _ = train("shard_map", 4)
     train.cache_clear()
     _, again, _ = train("shard_map", 4)
-    assert store.fingerprint(state) == store.fingerprint(again)
+    assert tree.fingerprint(state) == tree.fingerprint(again)
     moved = again._replace(params={"w": again.params["w"].at[0, 0].add(1e-6)})
-    assert store.fingerprint(state) != store.fingerprint(moved)
+    assert tree.fingerprint(state) != tree.fingerprint(moved)

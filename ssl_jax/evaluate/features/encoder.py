@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax import augment
-from ssl_jax.checkpoints import kept, store, verify
+from ssl_jax.checkpoints import kept, reading, store, verify
 from ssl_jax.contract.batch import specs
 from ssl_jax.contract.encoder import Encoder
 from ssl_jax.contract.method import Method
@@ -230,7 +230,7 @@ def restore(
             raise UserError(f"--config.checkpoint: {folder} has no finished checkpoint yet")
         best = kept.parse(saved.config.checkpoint.get("best", str(kept.KNN)))
         picked, at = kept.read(
-            manager, which, lambda step: store.restore_part(manager, step, like, pick), best
+            manager, which, lambda step: reading.restore_part(manager, step, like, pick), best
         )
     return Restored(saved, at, encoder, picked)
 
