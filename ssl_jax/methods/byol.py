@@ -17,7 +17,6 @@ from ssl_jax.losses import regression
 from ssl_jax.losses.spread import spread
 from ssl_jax.methods.parts import ema, image_encoder, values
 from ssl_jax.models import heads, network
-from ssl_jax.optim import schedules
 
 TARGET = ("encoder", "projector")
 HEAD = {
@@ -101,7 +100,7 @@ def byol(
         networks["predictor"] = predictor
         heads.check_ends(predictor, projector)
     own_target = initial_target == "own"
-    at = schedules.cosine(momentum, 1.0, total_steps) if momentum else schedules.constant(0.0)
+    rate = ema.rate(momentum, 1.0 if momentum else 0.0, total_steps)
 
     def views(key, batch, ctx):
         return augment.crops(policies, key, batch["image"], ctx.axis)  # [b, 2, s, s, C]
@@ -141,14 +140,14 @@ def byol(
         value = regression.squared_distance(p1, z2) + regression.squared_distance(p2, z1)
         metrics = {
             "projection_similarity": -regression.negative_cosine(z1, z2),
-            "momentum": at(ctx.step),
+            "momentum": 1 - rate(ctx.step),
             **spread(z1, ctx.axis),
         }
         return value, ({**state, **stats, "target_stats": target_stats}, metrics)
 
     def after_step(params, state, ctx):
         online = {name: params[name] for name in TARGET}
-        return params, {**state, "target": ema.update(state["target"], online, at(ctx.step))}
+        return params, {**state, "target": ema.update(state["target"], online, rate(ctx.step))}
 
     return Method(
         views=views,

@@ -181,9 +181,7 @@ def dino(
     )
     # The micro-batches of a step share one update of the centre.
     keep = centre_momentum ** (1 / accumulate)
-    momentum_at = schedules.cosine(momentum, 1.0, total_steps)
-    if momentum == 0:
-        momentum_at = schedules.constant(0.0)
+    rate = ema.rate(momentum, 1.0 if momentum else 0.0, total_steps)
 
     def views(key, batch, ctx):
         return multi_crop.draw(crops, key, batch["image"], ctx.axis)
@@ -237,7 +235,7 @@ def dino(
         metrics = {
             "teacher_entropy": entropy,
             "teacher_student_kl": value - entropy,
-            "momentum": momentum_at(ctx.step),
+            "momentum": 1 - rate(ctx.step),
             **spread(teacher, ctx.axis),
         }
         return value, ({**state, **stats, "target_stats": target_stats, "centre": centre}, metrics)
@@ -246,7 +244,7 @@ def dino(
         online = {name: params[name] for name in TEACHER}
         return params, {
             **state,
-            "target": ema.update(state["target"], online, momentum_at(ctx.step)),
+            "target": ema.update(state["target"], online, rate(ctx.step)),
         }
 
     def labels(params):

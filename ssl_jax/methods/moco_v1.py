@@ -24,7 +24,6 @@ from ssl_jax.methods.parts import ema, image_encoder, values
 from ssl_jax.methods.parts import queue as ring
 from ssl_jax.methods.parts import shuffle as shuffling
 from ssl_jax.models import heads, network
-from ssl_jax.optim import schedules
 
 PROJECTOR = {"widths": (128,), "norms": ("none",), "biases": (True,), "initial": "torch"}
 FIELDS = (
@@ -126,7 +125,7 @@ def moco_v1(
                 "split, set it to 0"
             )
         encoder, projector = encoder.clone(group=group), projector.clone(group=group)
-    at = schedules.cosine(momentum, momentum_final, total_steps)
+    rate = ema.rate(momentum, momentum_final, total_steps)
     block = max(group * shuffle, 1)
 
     def embed(params, stats, x, axis):
@@ -155,8 +154,8 @@ def moco_v1(
         q, stats = embed(params, state, views[:, 0], ctx.axis)
         # The key encoder first, from the parameters that the queries were computed with. The
         # micro-batches of a step share one update.
-        m = at(ctx.step) ** (1 / accumulate)
-        target = ema.update(state["target"], params, m)
+        share = ema.of_micro_batch(rate(ctx.step), accumulate)
+        target = ema.update(state["target"], params, share)
         # No example has the row number `batch`: a key that no augmentation draws from.
         key = jax.random.fold_in(ctx.key, batch)
         order = shuffling.draw(key, len(views), block, ctx.axis)
@@ -172,7 +171,7 @@ def moco_v1(
             {
                 **stats,
                 # The step moves the old one again, in its place: less to keep until then.
-                "target": Partial(ema.update, state["target"], params, m),
+                "target": Partial(ema.update, state["target"], params, share),
                 "target_stats": target_stats,
                 "queue": negatives,
                 "pointer": pointer,

@@ -21,7 +21,6 @@ from ssl_jax.losses import infonce
 from ssl_jax.losses.spread import spread
 from ssl_jax.methods.parts import ema, image_encoder, values
 from ssl_jax.models import heads, network
-from ssl_jax.optim import schedules
 
 PROJECTOR = {
     "widths": (4096, 256),
@@ -116,7 +115,7 @@ def moco_v3(
                 f"--config.method.freeze_patch_embed: {type(encoder).__name__} has no patches"
             )
         encoder = encoder.clone(freeze_patch=True)
-    at = schedules.cosine(momentum, momentum_final, total_steps)
+    rate = ema.rate(momentum, momentum_final, total_steps)
 
     def embed(params, stats, views, v, axis):
         """Projections of the views v (0 or 1) of [b, 2, …], or of what they are drawn from."""
@@ -156,9 +155,9 @@ def moco_v3(
     def loss(params, state, views, ctx):
         # The target first, from the parameters that the queries are computed with. The
         # micro-batches of a step share one update.
-        m = at(ctx.step) ** (1 / accumulate)
+        share = ema.of_micro_batch(rate(ctx.step), accumulate)
         averaged = {name: params[name] for name in ("encoder", "projector")}
-        target = ema.update(state["target"], averaged, m)
+        target = ema.update(state["target"], averaged, share)
         queries, keys = [], []
         stats, target_stats, p = state, state["target_stats"], state["predictor"]
         for v in (0, 1):  # separately: BatchNorm sees one view at a time
@@ -175,7 +174,7 @@ def moco_v3(
                 **stats,
                 "predictor": p,
                 # The step moves the old one again, in its place: less to keep until then.
-                "target": Partial(ema.update, state["target"], averaged, m),
+                "target": Partial(ema.update, state["target"], averaged, share),
                 "target_stats": target_stats,
             },
             metrics | spread(keys[0], ctx.axis),

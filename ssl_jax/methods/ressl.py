@@ -27,7 +27,6 @@ from ssl_jax.methods.parts import ema, image_encoder, values
 from ssl_jax.methods.parts import queue as rings
 from ssl_jax.methods.parts import shuffle as orders
 from ssl_jax.models import heads, network
-from ssl_jax.optim import schedules
 
 # Two layers without BatchNorm (network/head.py).
 PROJECTOR = {
@@ -132,7 +131,7 @@ def ressl(
             )
         encoder, projector = encoder.clone(group=group), projector.clone(group=group)
     rings.check(queue, batch // accumulate)
-    momentum_at = schedules.cosine(momentum, momentum_final, total_steps)
+    rate = ema.rate(momentum, momentum_final, total_steps)
     block = max(group * shuffle, 1)
 
     def embed(params, stats, x, axis):
@@ -161,8 +160,8 @@ def ressl(
         student, stats = embed(params, state, views[:, 0], ctx.axis)
         # The teacher first, from the parameters that the student's rows were computed with. The
         # micro-batches of a step share one update.
-        m = momentum_at(ctx.step) ** (1 / accumulate)
-        target = ema.update(state["target"], params, m)
+        share = ema.of_micro_batch(rate(ctx.step), accumulate)
+        target = ema.update(state["target"], params, share)
         # No example has the row number `batch`: a key that no augmentation draws from.
         key = jax.random.fold_in(ctx.key, batch)
         order = orders.draw(key, len(views), block, ctx.axis)
@@ -178,7 +177,7 @@ def ressl(
             {
                 **stats,
                 # The step moves the old one again, in its place: less to keep until then.
-                "target": Partial(ema.update, state["target"], params, m),
+                "target": Partial(ema.update, state["target"], params, share),
                 "target_stats": target_stats,
                 "queue": rows,
                 "pointer": pointer,

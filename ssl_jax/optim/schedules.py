@@ -41,7 +41,7 @@ def cosine(start: float, end: float, total_steps: int) -> Schedule:
 
     EMA momentum of BYOL (utils/schedules.py, target_ema: 1 − (1 − base)(cos + 1)/2), MoCo v3
     (main_moco.py, adjust_moco_momentum, by fractional epoch) and DINO (utils.py, cosine_scheduler)
-    is this with end 1; DINO's weight decay is this from 0.04 to 0.4.
+    is this with end 1 (see methods/parts/ema.py); DINO's weight decay is this from 0.04 to 0.4.
     """
 
     def value(step):

@@ -1,12 +1,41 @@
-"""Exponential moving average of parameters: the target of MoCo, BYOL, DINO and their kin."""
+"""Exponential moving average of parameters: the target of MoCo, BYOL, DINO and their kin.
+
+Everything here is told by the rate 1 − m, not by the momentum m: in float32 1 − 0.99999 is 1.4e-3
+off, and so would be the speed of the target.
+"""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
+from ssl_jax.optim import schedules
 
-def update(target: Any, online: Any, momentum: jax.Array | float) -> Any:
+
+def rate(start: float, end: float, total_steps: int) -> schedules.Schedule:
+    """1 − m of a momentum m that goes from `start` to `end` along half a cosine.
+
+    Args:
+      start, end: m at step 0 and at `total_steps`, in [0, 1]; Python floats, so that 1 − m is
+        formed in double precision.
+      total_steps: optimizer steps of the run.
+
+    Returns:
+      step -> float32 [].
+    """
+    return schedules.cosine(1.0 - start, 1.0 - end, total_steps)
+
+
+def of_micro_batch(rate: jax.Array, accumulate: int) -> jax.Array:
+    """The rate that, taken `accumulate` times, moves as far as `rate` does once.
+
+    1 − (1 − rate)^(1/accumulate), without the difference of two numbers near 1.
+    """
+    return rate if accumulate == 1 else -jnp.expm1(jnp.log1p(-rate) / accumulate)
+
+
+def update(target: Any, online: Any, rate: jax.Array | float) -> Any:
     """m · target + (1 − m) · online, leaf by leaf; no gradient flows through it.
 
     Give it parameters alone: the official codes do not average BN statistics (MoCo v1–v3, BYOL,
@@ -17,16 +46,18 @@ def update(target: Any, online: Any, momentum: jax.Array | float) -> Any:
       target: pytree of floating arrays; each leaf keeps its dtype (float32 in this library: in
         bfloat16 a momentum of 0.999 would round away every update).
       online: pytree of the same structure and shapes.
-      momentum: m in [0, 1], [] or a Python float; usually a `schedules.cosine` up to 1.
+      rate: 1 − m in [0, 1], [] or a Python float; usually from `rate`.
 
     Returns:
-      pytree like `target`.
+      pytree like `target`; exactly `target` at rate 0 and `online` at rate 1.
 
     Source: He et al. 2020 (MoCo), equation 2; Grill et al. 2020 (BYOL), equation 1.
     """
 
     def average(t, o):
         o = lax.stop_gradient(o).astype(t.dtype)
-        return (momentum * t + (1 - momentum) * o).astype(t.dtype)
+        # From the nearer end: m + (1 − m) is not 1 once both are rounded, and the target would
+        # drift by it at every step.
+        return jnp.where(rate < 0.5, t + rate * (o - t), o - (1 - rate) * (o - t)).astype(t.dtype)
 
     return jax.tree.map(average, lax.stop_gradient(target), online)
