@@ -107,6 +107,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x ← x + attention(norm(x)); x ← x + mlp(norm(x)), the mlp with GELU (erf).
 
+    The sum x is float32 whatever `dtype` is, as under PyTorch's autocast: in bfloat16 a deep
+    network's branches would be rounded away beside it.
+
     Attributes:
       width: channels D.
       heads: attention heads; must divide D.
@@ -136,7 +139,7 @@ class Block(nn.Module):
         return self.attn.attend(self.norm1(x))[0]
 
     def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """[b, T, D] -> [b, T, D]; keys: typed keys [b] for DropPath, or None: no DropPath."""
+        """float32 [b, T, D] -> float32 [b, T, D]; keys: typed keys [b] for DropPath, or None."""
         drop = keys is not None and self.rate > 0
         y = self.attn(self.norm1(x))
         x = x + (drop_path(y, _fold(keys, 0), self.rate) if drop else y)
@@ -168,7 +171,8 @@ class ViT(nn.Module):
       freeze_patch: no gradient into the patch embedding (MoCo v3's stop_grad_conv1). The optimizer
         must also leave it alone: weight decay needs no gradient.
       initial: 'mae', 'mocov3' or 'dino': initial values as that code.
-      dtype: of the computation; parameters are float32.
+      dtype: of the blocks' computation; the sum that they add to, the final norm and the
+        parameters are float32.
       remat: the backward pass computes every block again from its input, which is all it keeps.
       axis: unused (no BatchNorm); every encoder has it, for `net.clone(axis=ctx.axis)`.
     """
@@ -214,7 +218,7 @@ class ViT(nn.Module):
             make(self.width, self.heads, self.mlp, rate * i, self.initial, self.dtype)
             for i in range(self.depth)
         ]
-        self.norm = layer_norm(self.dtype)
+        self.norm = layer_norm(kind)
 
     def _check(self):
         for field, known in (("positions", POSITIONS), ("pool", POOLS), ("initial", INITS)):
@@ -242,22 +246,21 @@ class ViT(nn.Module):
           mask_token: [D].
 
         Returns:
-          [b, N, D] of `dtype`, N = (h/p)·(w/p), row by row.
+          float32 [b, N, D], N = (h/p)·(w/p), row by row.
         """
         height, width = x.shape[1] // self.patch, x.shape[2] // self.patch
-        tokens = self.patch_embed(patchify(x, self.patch))  # [b, N, p·p·C] -> [b, N, D]
+        tokens = wide(self.patch_embed(patchify(x, self.patch)))  # [b, N, p·p·C] -> [b, N, D]
         if self.freeze_patch:
             tokens = lax.stop_gradient(tokens)
         if mask is not None:
-            tokens = jnp.where(mask[..., None], mask_token.astype(self.dtype), tokens)
-        positions = resample(self.table[int(self.token) :], height, width)
-        return tokens + positions.astype(self.dtype)
+            tokens = jnp.where(mask[..., None], mask_token, tokens)
+        return tokens + resample(self.table[int(self.token) :], height, width)
 
     def _with_token(self, tokens: jax.Array) -> jax.Array:
         """[b, n, D] -> [b, 1 + n, D], or as it is where there is no class token."""
         if not self.token:
             return tokens
-        token = (self.class_token + self.table[0]).astype(self.dtype)
+        token = self.class_token + self.table[0]
         return jnp.concatenate([jnp.broadcast_to(token, (len(tokens), 1, self.width)), tokens], 1)
 
     def encode(self, tokens: jax.Array, keys: jax.Array | None = None) -> jax.Array:
@@ -268,7 +271,7 @@ class ViT(nn.Module):
           keys: typed keys [b] for DropPath, or None: no DropPath.
 
         Returns:
-          [b, 1 + n, D] of `dtype` ([b, n, D] without class token).
+          float32 [b, 1 + n, D] ([b, n, D] without class token).
         """
         tokens = self._with_token(tokens)
         for i, block in enumerate(self.blocks):
@@ -282,8 +285,8 @@ class ViT(nn.Module):
     def summarise(self, tokens: jax.Array) -> jax.Array:
         """`encode`'s tokens [b, T, D] to features, float32 [b, D], as `pool` says."""
         if self.pool == "token":
-            return wide(self.norm(tokens[:, 0]))
-        return wide(self.norm(jnp.mean(tokens[:, int(self.token) :], 1)))
+            return self.norm(tokens[:, 0])
+        return self.norm(jnp.mean(tokens[:, int(self.token) :], 1))
 
     def __call__(
         self, x: jax.Array, train: bool = False, keys: jax.Array | None = None
@@ -316,7 +319,7 @@ class ViT(nn.Module):
           count: number of blocks, ≥ 1.
 
         Returns:
-          `count` arrays [b, T, D] of `dtype`, the last block's last.
+          `count` arrays, float32 [b, T, D], the last block's last.
         """
         tokens, kept = self._with_token(self.embed(x)), []
         for i, block in enumerate(self.blocks):
@@ -334,7 +337,7 @@ class ViT(nn.Module):
 
         Returns:
           class tokens [b, n, D] (None for a ViT without one) and patch tokens [b, n, N, D] on the
-          grid row by row, of `dtype`, the last block's last.
+          grid row by row, float32, the last block's last.
 
         Raises:
           UserError: n is not from 1 to `depth`.

@@ -282,6 +282,22 @@ def test_bfloat16_computes_low_and_keeps_float32():
     assert np.abs(a - b).max() > 1e-4
 
 
+def test_under_bfloat16_a_branch_is_not_rounded_away_beside_the_sum():
+    """As under PyTorch's autocast: blocks add bfloat16 branches to a float32 sum."""
+    net = models.make({"name": "vit", **TINY, "depth": 2, "dtype": "bfloat16"})
+    x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    variables = jax.jit(net.init)(jax.random.key(0), x)
+    tokens = jax.jit(lambda v, x: net.apply(v, x, method="embed"))(variables, x)
+    encode = jax.jit(lambda v, tokens: net.apply(v, tokens, method="encode"))
+    assert tokens.dtype == encode(variables, tokens).dtype == jnp.float32
+    # The same constant in all channels is what LayerNorm takes away: branches do not see it.
+    # Beside 512 bfloat16 has steps of 4.
+    want = encode(variables, tokens)[:, 1:] - tokens
+    got = encode(variables, tokens + 512.0)[:, 1:] - (tokens + 512.0)
+    assert jnp.abs(want).max() > 0.1
+    np.testing.assert_allclose(got, want, atol=0.1 * float(jnp.abs(want).max()))
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [

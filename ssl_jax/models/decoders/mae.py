@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssl_jax.contract.precision import wide_dtype
+from ssl_jax.contract.precision import wide, wide_dtype
 from ssl_jax.errors import UserError
 from ssl_jax.models.linear import Linear
 from ssl_jax.models.positions import sincos
@@ -27,7 +27,8 @@ class Decoder(nn.Module):
       heads: attention heads; must divide `width`.
       mlp: hidden width of the blocks' mlp as a multiple of `width`.
       token: a class token comes before the patches.
-      dtype: of the computation; the last layer and the parameters are float32.
+      dtype: of the blocks' computation; what they add to, the last norm and layer, and the
+        parameters are float32.
       remat: the backward pass computes every block again from its input, which is all it keeps.
       axis: unused (no BatchNorm).
     """
@@ -64,20 +65,20 @@ class Decoder(nn.Module):
                 f"heads, {self.heads}"
             )
         first, patches, kind = int(self.token), mask.shape[1], wide_dtype(self.dtype)
-        tokens = Linear(self.width, initial="xavier", dtype=self.dtype, name="embed")(tokens)
+        tokens = wide(Linear(self.width, initial="xavier", dtype=self.dtype, name="embed")(tokens))
         if tokens.shape[1] < first + patches:
             mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,), kind)
             # A visible patch is the k-th token, k the number of visible patches before it.
             place = first + jnp.maximum(jnp.cumsum(~mask, 1) - 1, 0)  # [b, N]
             seen = jnp.take_along_axis(tokens, place[..., None], 1)  # [b, N, width]
-            filled = jnp.where(mask[..., None], mask_token.astype(self.dtype), seen)
+            filled = jnp.where(mask[..., None], mask_token, seen)
             tokens = jnp.concatenate([tokens[:, :first], filled], 1)
         positions = sincos(self.width, math.isqrt(patches), "sincos_mae")
-        tokens = tokens + jnp.pad(positions, ((first, 0), (0, 0))).astype(self.dtype)
+        tokens = tokens + jnp.pad(positions, ((first, 0), (0, 0)))
         make = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
             block = make(self.width, self.heads, self.mlp, dtype=self.dtype, name=f"blocks_{i}")
             tokens = block(tokens)
-        tokens = layer_norm(self.dtype, name="norm")(tokens)
+        tokens = layer_norm(kind, name="norm")(tokens)
         # What is compared with the pixels is float32.
         return Linear(self.out, initial="xavier", dtype=kind, name="predict")(tokens[:, first:])
