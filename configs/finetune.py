@@ -48,7 +48,6 @@ def defaults() -> ConfigDict:
     c.checkpoint_every = 1_000  # steps; 0: at the end
 
     c.model = ConfigDict()  # None: as in the run
-    c.model.dtype = config_dict.placeholder(str)  # of the computation: float32 | bfloat16
     c.model.drop_path = config_dict.placeholder(float)  # ViT: of the last block, from 0 linearly
     c.model.pool = config_dict.placeholder(str)  # ViT: token | mean
     c.model.positions = config_dict.placeholder(str)  # ViT: learned, from the run's fixed ones
@@ -64,7 +63,8 @@ def defaults() -> ConfigDict:
     c.mixing.cutmix = 0.0  # α of CutMix; 0: none
     c.mixing.probability = 1.0  # that a batch is mixed
     c.mixing.switch = 0.5  # probability of CutMix where both are on
-    c.mixing.mode = "batch"  # batch: one λ a batch; elem: one an image
+    c.mixing.mode = "batch"  # batch: one λ for `group` rows; elem: one an image
+    c.mixing.group = 32  # as MAE, whose processes have 32 rows; 0: the whole batch
     c.label_smoothing = 0.0
 
     c.layer_decay = 1.0  # updates × this for every layer further from the classifier

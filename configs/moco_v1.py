@@ -11,11 +11,10 @@ Expected:
               kNN sees the 128 outputs of the head; not measured)
     digits    kNN 95.6 ± 0.5, linear 96.8 ± 0.2 (measured, seeds 0–2: docs/results.md)
 
-BatchNorm statistics are those of `group` rows, and the keys change places between `shuffle` groups
-on the same device. The official code shuffles over all 8 GPUs of 32 images; `group=32, shuffle=8`
-is that, on one device for every 256 images. At batch 256, two devices take
-`--config.method.shuffle=4`, four take 2, and eight need smaller groups besides (16): the fewer
-groups change places, the more of a key's neighbours are its query's.
+BatchNorm statistics are those of `group` rows, and the keys change places between `shuffle` groups.
+The official code shuffles over all 8 GPUs of 32 images. `group=32, shuffle=8` is that, with equal
+numbers on 1, 2, 4 or 8 devices. Where a device holds fewer than group · shuffle rows, all images of
+the step go to every device once, as in the official code.
 """
 
 from ml_collections import ConfigDict

@@ -14,8 +14,8 @@ Expected:
     peer      kNN 93.3 ± 0.6, linear 95.3 ± 0.4 (measured, seeds 0–2; lightly 1.6.0:
               92.3, 95.6; docs/results.md)
 
-BatchNorm statistics are those of `group` rows, and the keys change places between `shuffle` groups
-on the same device: see configs/moco_v1.py on what to set for several devices.
+BatchNorm statistics are those of `group` rows, and the keys change places between `shuffle` groups:
+see configs/moco_v1.py.
 """
 
 from ml_collections import ConfigDict

@@ -15,7 +15,7 @@ from ssl_jax.evaluate import probing
 def get_config() -> ConfigDict:
     """Features of at most 10,000 images to learn from and 2,000 to be judged on."""
     c = probing.defaults("report")
-    del c.checkpoint
+    del c.checkpoint, c.dtype  # what the run computed in
     c.runs = config_dict.placeholder(str)  # workdir of a run, or several: RUN,RUN,RUN
     c.train_examples = 10_000
     c.test_examples = 2_000

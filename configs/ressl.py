@@ -11,7 +11,7 @@ Expected:
     digits    kNN 96.6 ± 0.4, linear 97.0 ± 0.5 (measured, seeds 0–2: docs/results.md)
 
 BatchNorm statistics are those of `group` rows, and the teacher's rows change places between
-`shuffle` groups on the same device: see configs/moco_v1.py on what to set for several devices.
+`shuffle` groups: see configs/moco_v1.py.
 """
 
 from ml_collections import ConfigDict

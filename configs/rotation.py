@@ -32,6 +32,7 @@ def imagenet() -> ConfigDict:
     0.01, a tenth from epochs 15, 30 and 45 on, weight decay 5e-4.)
     """
     c = common.imagenet(epochs=26.25, batch=64)
+    c.model.dtype = "float32"  # as the official code
     c.method = common.method("rotation")
     c.views.image = common.view("supervised", 224)
     c.optimizer.name = "sgd"
@@ -52,6 +53,7 @@ def cifar10() -> ConfigDict:
     of whose second block the features are taken. All parameters are decayed.
     """
     c = common.cifar10(epochs=200.0, batch=128)
+    c.model.dtype = "float32"  # as the official code
     c.method = common.method("rotation", padding=4)
     # 32 × 32 pixels anywhere in the padded 40 × 40: .64 of the area, never resized.
     crop = {"area": (0.64, 0.64), "aspect": (1.0, 1.0), "flip": 0.5}

@@ -39,6 +39,7 @@ def imagenet() -> ConfigDict:
     c.optimizer.name = "lars_google"
     c.optimizer.learning_rate = 0.075
     c.optimizer.scaling = "sqrt"
+    c.epochs_in = "examples"
     c.optimizer.warmup_epochs = 10.0
     c.optimizer.weight_decay = 1e-4
     c.evaluate.mean, c.evaluate.std = (0.0,), (1.0,)
@@ -58,6 +59,7 @@ def cifar10() -> ConfigDict:
     c.optimizer.name = "lars_google"
     c.optimizer.learning_rate = 1.0  # of 256 images: the command leaves the flag's scaling, linear
     c.optimizer.scaling = "linear"
+    c.epochs_in = "examples"
     c.optimizer.warmup_epochs = 10.0
     c.optimizer.weight_decay = 1e-4
     c.evaluate.mean, c.evaluate.std = (0.0,), (1.0,)

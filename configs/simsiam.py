@@ -38,7 +38,7 @@ def imagenet() -> ConfigDict:
     scales and biases of BatchNorm included.
     """
     c = common.imagenet(epochs=100.0, batch=512)
-    c.model = common.resnet50(zero_init_residual=True)
+    c.model = common.resnet50(zero_init_residual=True, dtype="float32")
     c.method = common.method("simsiam")
     c.views.both = common.view("simsiam", 224)
     c.optimizer.name = "sgd"
@@ -57,7 +57,7 @@ def cifar10() -> ConfigDict:
     official code): a projector of 2 layers, no blur, and otherwise as on ImageNet.
     """
     c = common.cifar10(epochs=800.0, batch=512)
-    c.model = common.resnet18(zero_init_residual=True)
+    c.model = common.resnet18(zero_init_residual=True, dtype="float32")
     c.method = common.method("simsiam")
     c.method.projector.update(widths=(2048, 2048), norms=("affine", "plain"), biases=(False, True))
     normal = {"mean": policies.CIFAR10_MEAN, "std": policies.CIFAR10_STD}

@@ -9,8 +9,8 @@ which DeiT and MAE fine-tune:
 
 and both times the target is λ t + (1 − λ) t'. timm's x' is the batch reversed. Here rows 2i and
 2i + 1 are each other's x': the rows of a batch are in random order, so the distribution is the
-same, and the pairs do not depend on the number of devices. (timm draws λ once a process, here in
-mode 'batch' once a global batch.)
+same, and the pairs do not depend on the number of devices. timm draws λ once a process and step:
+MAE's command has 32 rows there, `group`.
 """
 
 from typing import NamedTuple
@@ -31,7 +31,8 @@ class Mixing(NamedTuple):
       cutmix: α of CutMix; 0: no CutMix.
       probability: that a batch (or an image) is mixed at all.
       switch: probability of CutMix where both are on.
-      mode: 'batch': one λ and rectangle a batch; 'elem': one an image.
+      mode: 'batch': one λ and rectangle for `group` rows; 'elem': one an image.
+      group: neighbouring rows of the global batch, an even number; 0: the whole batch.
     """
 
     mixup: float = 0.0
@@ -39,6 +40,7 @@ class Mixing(NamedTuple):
     probability: float = 1.0
     switch: float = 0.5
     mode: str = "batch"
+    group: int = 32
 
 
 class Drawn(NamedTuple):
@@ -88,16 +90,19 @@ def mix(
       images and targets, mixed.
 
     Raises:
-      ValueError: b is odd, or the mode is unknown.
+      ValueError: b or the group is odd, or the mode is unknown.
     """
     b, height, width, _ = images.shape
-    if mixing.mode == "batch":
-        drawn = draw(mixing, key, height, width)
-    elif mixing.mode == "elem":
-        keys = collectives.example_keys(key, b, axis)
-        drawn = jax.vmap(lambda k: draw(mixing, k, height, width))(keys)
-    else:
+    if mixing.mode not in MODES:
         raise ValueError(f"mixing.mode is {mixing.mode!r}; known: {', '.join(MODES)}")
+    if mixing.group % 2:
+        raise ValueError(f"mixing.group is {mixing.group}: pairs of rows share their λ")
+    if mixing.mode == "batch" and not mixing.group:
+        return blend(draw(mixing, key, height, width), images, targets)
+    size = mixing.group if mixing.mode == "batch" else 1
+    groups = (collectives.rank(axis) * b + jnp.arange(b)) // size  # of every row
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(groups)
+    drawn = jax.vmap(lambda k: draw(mixing, k, height, width))(keys)
     return blend(drawn, images, targets)
 
 

@@ -187,16 +187,14 @@ _MOCO_V2 = {
 # moco-v3/main_moco.py: Barlow's pair but torchvision's default interpolation and area from .2
 # (--crop-min; the recipes for ViT use .08).
 _MOCO_V3 = {**_BARLOW, "area": (0.2, 1.0), "interpolation": "bilinear"}
-# swav/src/multicropdataset.py: SimCLR's numbers with torchvision; cv2.GaussianBlur of kernel
-# (23, 23) whatever the crop, mirrored border; the first std is .228 there.
+# swav/src/multicropdataset.py: SimCLR's numbers with torchvision; PILRandomGaussianBlur (the code's
+# first version had cv2.GaussianBlur of kernel 23); the first std is .228 there.
 _SWAV = {
     "flip": 0.5,
     **_jitter(0.8, 0.8, 0.8, 0.8, 0.2),
     "gray": 0.2,
     "blur": 0.5,
-    "sigma": (0.1, 2.0),
-    "blur_radius": 11,
-    "blur_padding": "reflect",
+    **_PILLOW_BLUR,
     "mean": IMAGENET_MEAN,
     "std": (0.228, 0.224, 0.225),
 }

@@ -155,6 +155,7 @@ class Method(NamedTuple):
       after_step: (params, state, ctx) -> (params, state), after the optimizer.
       labels: params -> pytree of names, the optimizer groups; 'default' takes the main rule.
       block: the local batch must be a multiple of it.
+      block_is: the field that says so, for the message: '--config.method.group=32'.
       least_rows: of a (micro-)batch over all devices: 2 where rows are compared, or normalised by
         each other, and one alone would learn nothing.
       show: name -> Show, what the report may draw. One named 'views' takes the place of views by
@@ -170,6 +171,7 @@ class Method(NamedTuple):
     after_step: Callable[..., Any] = _unchanged
     labels: Callable[..., Any] = _all_default
     block: int = 1
+    block_is: str = ""
     least_rows: int = 2
     show: Mapping[str, Show] = {}
     prototypes: Prototypes | None = None

@@ -19,6 +19,7 @@ from ssl_jax.data import sources
 from ssl_jax.devices import layout
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.evaluate.features import encoder, representation
+from ssl_jax.models import dtype_of
 from ssl_jax.processes import host, talk
 from ssl_jax.runs import workdir
 
@@ -74,6 +75,7 @@ def defaults(job: str) -> ConfigDict:
     c.workdir = config_dict.placeholder(str)  # None: RUN/<job>; of several runs, runs/<job>
     c.step = "last"  # of the checkpoint: last | best (by the metric of the run) | a number
     c.encoder = config_dict.placeholder(str)  # of the method, by name; None: the first
+    c.dtype = "float32"  # of the network's computation: float32 | bfloat16, which is faster
     c.cpu_devices = config_dict.placeholder(int)
     c.compile_cache = "auto"
     c.batch = 500  # images at a time over all devices
@@ -139,8 +141,8 @@ def begin(
       block: the rows of one device must be a multiple of it.
 
     Raises:
-      UserError: no checkpoint, one named twice, an unknown split or unknown features, or a number
-        of images below 1.
+      UserError: no checkpoint, one named twice, an unknown split, dtype or unknown features, or a
+        number of images below 1.
     """
     if not config.checkpoint:
         raise UserError(
@@ -155,6 +157,7 @@ def begin(
     which = config.get("features", "learned")
     if which not in FEATURES:
         raise UserError(f"--config.features is {which!r}.{near_misses(which, FEATURES)}")
+    dtype_of(config.dtype, "dtype")
     runs = runs_named(config.checkpoint, "checkpoint")
     host.set_cpu_devices(
         config.cpu_devices or host.cpu_devices(rows or config.batch, block, cluster)
@@ -192,9 +195,6 @@ def short_name(source: str) -> str:
 
 def runs_named(text: str, field: str) -> list[pathlib.Path]:
     """The workdirs of 'RUN,RUN', the value of `config.<field>`.
-
-    A comma that belongs to a path has a backslash before it; where there is a run in the folder of
-    that very name, it needs none.
 
     A comma that belongs to a path has a backslash before it; where there is a run in the folder of
     that very name, it needs none.
@@ -251,7 +251,7 @@ def open_run(
     name = config.get("encoder")
     run, number = kept.locate(run)
     step = config.get("step", "last") if number is None else str(number)
-    restored = encoder.restore(run, mesh, name, step=step)
+    restored = encoder.restore(run, mesh, name, step=step, dtype=config.get("dtype"))
     data = data_of(restored.saved.config.data, config.data, labels)
     train = sources.open_source(data, "train")
     if labels and not train.classes:

@@ -135,6 +135,8 @@ def check(config: ConfigDict) -> None:
             raise UserError(
                 f"--config.mixing.{field} is {config.mixing[field]}; it must not be negative"
             )
+    if config.mixing.group < 0 or config.mixing.group % 2:
+        raise UserError(f"--config.mixing.group is {config.mixing.group}; it must be even, or 0")
     for field, value, known in (
         ("parallel", config.parallel, mapping.MODES),
         ("mixing.mode", config.mixing.mode, MODES),
@@ -314,7 +316,8 @@ def claim(config: ConfigDict, o: probing.Opened, facts: Run, manager) -> None:
     if manager.latest_step() is not None:
         try:
             there = json.loads(file.read_text())
-            changed = configs.differences(ConfigDict(there["config"]), ConfigDict(own["config"]))
+            before = completed(there["config"], o.restored.trained_in)
+            changed = configs.differences(ConfigDict(before), ConfigDict(own["config"]))
             names = [name for name in own if name not in ("config", "identity")]
             changed += [name for name in names if there[name] != own[name]]
             # The same pictures at another place.
@@ -338,6 +341,19 @@ def claim(config: ConfigDict, o: probing.Opened, facts: Run, manager) -> None:
         # What its checkpoints are read with, wherever the pretraining run may be by then.
         pretrained = workdir.described(o.restored.saved)
         workdir.write_json(file, {**own, "classes": o.classes, "pretrained": pretrained})
+
+
+def completed(before: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The config of a fine-tuning, with the fields that are younger than it as they were meant.
+
+    Args:
+      before: of job.json.
+      dtype: that the run was trained in, as its fine-tuning then was.
+    """
+    young = {"step": "last", "encoder": None, "dtype": dtype}
+    group = 0 if supervised.is_mixed(Mixing(**before["mixing"])) else Mixing().group
+    data, mixing = {"range": None, **before["data"]}, {"group": group, **before["mixing"]}
+    return {**young, **before, "data": data, "mixing": mixing}
 
 
 def begin(config: ConfigDict, o: probing.Opened, plan: Plan, manager) -> tuple[TrainState, int]:

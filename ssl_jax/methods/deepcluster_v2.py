@@ -113,7 +113,7 @@ def deepcluster_v2(
         )
 
     def views(key, batch, ctx):
-        drawn = multi_crop.draw(crops, key, batch["image"], ctx.axis)
+        drawn = multi_crop.draw(crops, key, batch["image"], ctx)
         return {**drawn, "index": batch["index"]}
 
     def init(key, views):
@@ -163,7 +163,7 @@ def deepcluster_v2(
             found, labels = [], []
             for h, size in enumerate(prototypes):
                 bank = state["bank"][h % 2]
-                key = jax.random.fold_in(ctx.key, batch + h)  # which no micro-batch has
+                key = ctx.stream(f"clustering {h}")
                 first = clustering.draw_members(key, member, size)
                 kernel, own = clustering.spherical_kmeans(bank, member, bank[first].T, iterations)
                 found.append(kernel)

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
 from ssl_jax.contract.method import Field, Method, Run
-from ssl_jax.devices import collectives
 from ssl_jax.errors import UserError
 from ssl_jax.losses import self_distillation as losses
 from ssl_jax.losses.spread import spread
@@ -73,7 +72,6 @@ def make(config: ConfigDict, run: Run) -> Method:
         [augment.make("none", **config.views[name]) for name in ("global_1", "global_2")],
         multi_crop.local(config.views),
         augment.fixed(config.evaluate),
-        batch=run.batch,
         total_steps=run.total_steps,
         accumulate=config.accumulate,
         local_crops=m.local_crops,
@@ -110,7 +108,6 @@ def dino(
     local: augment.Policy | None,
     view: augment.Fixed,
     *,
-    batch: int,
     total_steps: int,
     accumulate: int = 1,
     local_crops: int = 8,
@@ -135,7 +132,6 @@ def dino(
       policies: the augmentations of the two global crops, of one size.
       local: that of the local ones; None where there are none.
       view: the fixed view of probing.
-      batch: rows of an optimizer step over all devices.
       total_steps: optimizer steps of the run, over which the momentum rises.
       accumulate: micro-batches of a step.
       local_crops: k; 0: the global views alone.
@@ -184,7 +180,7 @@ def dino(
     rate = ema.rate(momentum, 1.0 if momentum else 0.0, total_steps)
 
     def views(key, batch, ctx):
-        return multi_crop.draw(crops, key, batch["image"], ctx.axis)
+        return multi_crop.draw(crops, key, batch["image"], ctx)
 
     def init(key, views):
         params, stats, x = {}, {}, views["global"][:, 0]
@@ -201,9 +197,7 @@ def dino(
     def through(encoder, names, params, stats, crops, ctx):
         """Logits of all crops, float32 [b, V, K], and the statistics after them."""
         b, v = len(crops[0]), sum(x.shape[1] for x in crops)
-        # For DropPath. No row has the number `batch`: a key that no view draws from.
-        keys = collectives.example_keys(jax.random.fold_in(ctx.key, batch), b, ctx.axis)
-        keys = jax.vmap(lambda key: jax.random.split(key, v))(keys)  # [b, V]
+        keys = jax.vmap(lambda key: jax.random.split(key, v))(ctx.keys("drop path", b))  # [b, V]
         x, new = network.forward_crops(
             encoder, params["encoder"], stats["encoder"], crops, ctx.axis, keys
         )

@@ -136,9 +136,7 @@ def mae(
         return {**params, "decoder": decoded["params"]}, {}
 
     def loss(params, state, views, ctx):
-        # For DropPath, if the model has any. (`views` took the children 0 and 1 of this key.)
-        keys = jax.random.fold_in(ctx.key, 2)
-        keys = collectives.example_keys(keys, len(views["image"]), ctx.axis)
+        keys = ctx.keys("drop path", len(views["image"]))  # if the model drops any
         z = latent(encoder, params, views["image"], views["mask"], masked.visible, keys)
         prediction = decoder.apply({"params": params["decoder"]}, z, views["mask"])  # [b, N, p·p·C]
         target = patchify(views["image"], encoder.patch)

@@ -101,7 +101,7 @@ def moco_v1(
         (the official code: 0.999 throughout).
       group: rows that share their BatchNorm statistics in both networks, whatever the device count;
         0: all of the batch, and nothing is shuffled.
-      shuffle: groups that the keys change places between; a device holds whole sets of them. 1 is
+      shuffle: groups that the keys change places between; a batch holds whole sets of them. 1 is
         the ablation without shuffling.
       decoupled, weighted, sigma: the losses of DCL and DCLW, see `infonce.against_queue`.
       probed: 'online' (the query encoder, as the official code evaluates) or 'target'.
@@ -127,6 +127,7 @@ def moco_v1(
         encoder, projector = encoder.clone(group=group), projector.clone(group=group)
     rate = ema.rate(momentum, momentum_final, total_steps)
     block = max(group * shuffle, 1)
+    shuffling.check(group, shuffle, batch, accumulate)
 
     def embed(params, stats, x, axis):
         h, f = network.forward(encoder, params["encoder"], stats["encoder"], x, axis)
@@ -156,13 +157,11 @@ def moco_v1(
         # micro-batches of a step share one update.
         share = ema.of_micro_batch(rate(ctx.step), accumulate)
         target = ema.update(state["target"], params, share)
-        # No example has the row number `batch`: a key that no augmentation draws from.
-        key = jax.random.fold_in(ctx.key, batch)
-        order = shuffling.draw(key, len(views), block, ctx.axis)
+        order = shuffling.draw(ctx.stream("shuffle"), len(views), block, ctx.axis)
         k, target_stats = embed(
-            target, state["target_stats"], shuffling.shuffle(views[:, 1], order), ctx.axis
+            target, state["target_stats"], shuffling.shuffle(views[:, 1], order, ctx.axis), ctx.axis
         )
-        k = shuffling.unshuffle(k, order)
+        k = shuffling.unshuffle(k, order, ctx.axis)
         value, metrics = infonce.against_queue(
             q, k, state["queue"], temperature, ctx.axis, decoupled, sigma if weighted else None
         )
@@ -184,5 +183,6 @@ def moco_v1(
         init=init,
         loss=loss,
         encoders=image_encoder.of_two(encoder, projector, view, probed),
-        block=block,
+        block=max(group, 1),
+        block_is=f"--config.method.group={group}" if group else "",
     )

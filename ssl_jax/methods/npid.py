@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from ssl_jax import augment, models
 from ssl_jax.contract.method import Field, Method, Run
-from ssl_jax.devices import collectives
 from ssl_jax.losses import instance
 from ssl_jax.losses.spread import spread
 from ssl_jax.methods.parts import image_encoder, values
@@ -31,9 +30,8 @@ FIELDS = (
 )
 
 
-def draw_noise(key: jax.Array, b: int, count: int, examples: int, axis: str | None) -> jax.Array:
-    """Rows of the bank for each of the b local rows, uniform with replacement, int32 [b, count]."""
-    keys = collectives.example_keys(key, b, axis)
+def draw_noise(keys: jax.Array, count: int, examples: int) -> jax.Array:
+    """Rows of the bank for each of b keys, uniform with replacement, int32 [b, count]."""
     return jax.vmap(lambda k: jax.random.randint(k, (count,), 0, examples))(keys)
 
 
@@ -46,7 +44,6 @@ def make(config: ConfigDict, run: Run) -> Method:
         augment.make("none", **config.views.view),
         augment.fixed(config.evaluate),
         examples=run.examples,
-        batch=run.batch,
         form=m.form,
         temperature=m.temperature,
         bank_momentum=m.bank_momentum,
@@ -62,7 +59,6 @@ def npid(
     view: augment.Fixed,
     *,
     examples: int,
-    batch: int,
     form: str = "nce",
     temperature: float = 0.07,
     bank_momentum: float = 0.5,
@@ -77,7 +73,6 @@ def npid(
       policy: the augmentation of the one view.
       view: the fixed view of probing.
       examples: training images, the rows of the bank.
-      batch: rows of a step over all devices.
       form: 'softmax' (against the whole bank) or 'nce' (against `negatives` rows of it).
       temperature: T.
       bank_momentum: share of a row that it keeps when its image comes by.
@@ -118,9 +113,7 @@ def npid(
         if form == "softmax":
             value = instance.full_softmax(z, bank, index, temperature, chunk or None)
         else:
-            # No row has the number `batch`: a key that no view draws from.
-            key = jax.random.fold_in(ctx.key, batch)
-            noise = draw_noise(key, len(z), negatives, len(bank), ctx.axis)
+            noise = draw_noise(ctx.keys("noise", len(z)), negatives, len(bank))
             value, normaliser = instance.nce(
                 z, bank, index, noise, temperature, normaliser, ctx.axis
             )

@@ -133,6 +133,7 @@ def ressl(
     rings.check(queue, batch // accumulate)
     rate = ema.rate(momentum, momentum_final, total_steps)
     block = max(group * shuffle, 1)
+    orders.check(group, shuffle, batch, accumulate)
 
     def embed(params, stats, x, axis):
         h, f = network.forward(encoder, params["encoder"], stats["encoder"], x, axis)
@@ -162,13 +163,11 @@ def ressl(
         # micro-batches of a step share one update.
         share = ema.of_micro_batch(rate(ctx.step), accumulate)
         target = ema.update(state["target"], params, share)
-        # No example has the row number `batch`: a key that no augmentation draws from.
-        key = jax.random.fold_in(ctx.key, batch)
-        order = orders.draw(key, len(views), block, ctx.axis)
+        order = orders.draw(ctx.stream("shuffle"), len(views), block, ctx.axis)
         teacher, target_stats = embed(
-            target, state["target_stats"], orders.shuffle(views[:, 1], order), ctx.axis
+            target, state["target_stats"], orders.shuffle(views[:, 1], order, ctx.axis), ctx.axis
         )
-        teacher = orders.unshuffle(teacher, order)
+        teacher = orders.unshuffle(teacher, order, ctx.axis)
         value, metrics = infonce.relation(
             student, teacher, state["queue"], student_temperature, teacher_temperature
         )
@@ -190,5 +189,6 @@ def ressl(
         init=init,
         loss=loss,
         encoders=image_encoder.of_two(encoder, projector, view, probed),
-        block=block,
+        block=max(group, 1),
+        block_is=f"--config.method.group={group}" if group else "",
     )

@@ -119,7 +119,7 @@ def sela_v2(
     }
 
     def views(key, batch, ctx):
-        drawn = multi_crop.draw(crops, key, batch["image"], ctx.axis)
+        drawn = multi_crop.draw(crops, key, batch["image"], ctx)
         return {**drawn, "index": batch["index"]}
 
     def init(key, views):

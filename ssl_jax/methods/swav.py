@@ -119,7 +119,7 @@ def swav(
         )
 
     def views(key, batch, ctx):
-        return multi_crop.draw(crops, key, batch["image"], ctx.axis)
+        return multi_crop.draw(crops, key, batch["image"], ctx)
 
     def init(key, views):
         keys = jax.random.split(key, 3)

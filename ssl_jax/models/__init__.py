@@ -66,8 +66,8 @@ def make(config: Mapping[str, Any]) -> nn.Module:
     return constructor(**{**fields, "dtype": dtype_of(fields.get("dtype", "float32"))})
 
 
-def dtype_of(name: str) -> Any:
-    """The dtype that `config.model.dtype` names.
+def dtype_of(name: str, field: str = "model.dtype") -> Any:
+    """The dtype that `config.<field>` names.
 
     Raises:
       UserError: an unknown one, or 'float64' where JAX has none.
@@ -75,10 +75,10 @@ def dtype_of(name: str) -> Any:
     if name == "float64":  # for tests of equality
         if not jax.config.jax_enable_x64:
             raise UserError(
-                "--config.model.dtype is 'float64', which needs JAX_ENABLE_X64=1 in the "
+                f"--config.{field} is 'float64', which needs JAX_ENABLE_X64=1 in the "
                 "environment; set that, or choose float32 or bfloat16"
             )
         return jnp.float64
     if name not in DTYPES:
-        raise UserError(f"model.dtype: unknown {name!r}.{near_misses(name, DTYPES)}")
+        raise UserError(f"{field}: unknown {name!r}.{near_misses(name, DTYPES)}")
     return DTYPES[name]

@@ -15,6 +15,7 @@ from ssl_jax.runs import config as configs
 MODES = ("shard_map", "pmap", "jit")
 SPLITS = ("test", "holdout")
 RECIPES = ("refuse", "tenth", "keep")
+UNITS = ("batches", "examples")
 
 COUNTS = (  # whole numbers from 1 on
     *("batch", "accumulate", "log_every", "max_bad_steps", "cpu_devices"),
@@ -34,6 +35,7 @@ NAMES = {
     "parallel": MODES,
     "evaluate.split": SPLITS,
     "recipe": RECIPES,
+    "epochs_in": UNITS,
     "extend_schedule": ("constant", "cosine"),
     "data.fit": ("crop", "squash"),
 }

@@ -62,6 +62,10 @@ def defaults() -> ConfigDict:
     c.workdir = config_dict.placeholder(str)  # None: runs/<config>_<preset>
     c.steps = config_dict.placeholder(int)  # optimizer steps; wins over epochs
     c.epochs = config_dict.placeholder(float)  # passes over the data
+    # How steps are counted of n examples in batches of B. batches: epochs · (n // B), and of a
+    # warm-up likewise; examples: epochs · n // B + 1, and a warm-up without the + 1, as SimCLR's
+    # code counts.
+    c.epochs_in = "batches"
     c.extend = 0.0  # epochs to go on after the end: of a run that is finished already, too
     c.extend_schedule = "cosine"  # of the learning rate then: cosine | constant
     c.extend_rate = 0.1  # where it begins then, as a share of the peak

@@ -1,4 +1,7 @@
-"""Recipes that are longer than the run: warm-ups, freezes and delays that would reach its end."""
+"""How many steps a recipe makes, and one that is longer than the run.
+
+Warm-ups, freezes and delays that would reach the end of a run are refused, shortened or kept.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,6 +14,32 @@ from ssl_jax.errors import UserError
 SECTIONS = ("optimizer", "method")
 ENDINGS = ("_epochs", "_epoch")
 SHARE = 0.1  # of a run that `recipe='tenth'` leaves to each of them
+
+
+def total_steps(config: ConfigDict, examples: int) -> int:
+    """Optimizer steps of a run, at least 1, by `config.steps`, or `epochs` and `epochs_in`.
+
+    Args:
+      config: of the run.
+      examples: number n of training examples.
+    """
+    if config.steps is not None:
+        return max(config.steps, 1)
+    if config.epochs_in == "examples":  # SimCLR, tf2/model.py: get_train_steps
+        return int(config.epochs * examples // config.batch) + 1
+    return max(round(config.epochs * (examples // config.batch)), 1)
+
+
+def warmed_up_in_examples(config: ConfigDict, examples: int) -> ConfigDict:
+    """The config with a warm-up of ⌊warmup_epochs · n / B⌋ steps, in epochs of whole batches.
+
+    (SimCLR, tf2/model.py: WarmUpAndCosineDecay.)
+    """
+    counted = config.copy_and_resolve_references()
+    steps = config.optimizer.get("warmup_epochs", 0.0) * examples // config.batch
+    with counted.unlocked():
+        counted.optimizer.warmup_epochs = steps / (examples // config.batch)
+    return counted
 
 
 def durations(config: ConfigDict) -> dict[str, float]:

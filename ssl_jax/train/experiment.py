@@ -77,13 +77,15 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
             f"choose a batch of at most {train.examples}"
         )
     per_epoch = train.examples // config.batch
-    total = config.steps if config.steps is not None else round(config.epochs * per_epoch)
-    counts = (train.examples, config.batch, per_epoch, max(total, 1))
+    counts = (train.examples, config.batch, per_epoch, recipe.total_steps(config, train.examples))
     facts = Run(*counts, dict(train.fields), dict(train.facts))
     if saved is not None:
         check_continued(config, train, saved.run, facts)
         check_moved(config, train, saved)
-    fitted, notes = recipe.fit(config, facts.total_steps / per_epoch)
+    counted = config
+    if config.epochs_in == "examples":
+        counted = recipe.warmed_up_in_examples(config, train.examples)
+    fitted, notes = recipe.fit(counted, facts.total_steps / per_epoch)
     method = METHODS[config.method.name](fitted, facts)
 
     micro = config.batch // config.accumulate
@@ -100,7 +102,7 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
     host.set_cpu_devices(devices or host.cpu_devices(micro, method.block, cluster))
     host.set_compile_cache(config.compile_cache)
     if micro % (jax.device_count() * method.block):
-        raise UserError(undivided(config, cluster, method.block, jax.device_count()))
+        raise UserError(undivided(config, cluster, method, jax.device_count()))
     mesh = layout.mesh()
     blank = batch.specs(train.fields, micro // jax.device_count())
     counts = {
@@ -213,10 +215,11 @@ def same(name: str, before: Run, now: Run) -> bool:
     return a.dtype.kind == b.dtype.kind and np.array_equal(a, b)
 
 
-def undivided(config: ConfigDict, cluster: host.Cluster, block: int, devices: int) -> str:
+def undivided(config: ConfigDict, cluster: host.Cluster, method: Method, devices: int) -> str:
     """The message for a batch that the devices cannot share: what would fit."""
-    micro, processes = config.batch // config.accumulate, cluster.processes
-    blocks = f" in blocks of {block}" if block > 1 else ""
+    micro, processes, block = config.batch // config.accumulate, cluster.processes, method.block
+    named = f" ({method.block_is})" if method.block_is else ""
+    blocks = f" in blocks of {block}{named}" if block > 1 else ""
     fits = [n for n in range(1, 65) if micro % (n * processes * block) == 0]
     whose = "devices" if processes == 1 else f"devices of each of the {processes} processes"
     would = (

@@ -5,9 +5,10 @@ import pathlib
 from ml_collections import ConfigDict
 
 from ssl_jax.augment import policies
+from ssl_jax.contract.method import Run
 from ssl_jax.methods import METHODS, defaults
 from ssl_jax.optim import optimizers
-from ssl_jax.runs import completion, workdir
+from ssl_jax.runs import completion, recipe, workdir
 
 
 def read(folder: pathlib.Path) -> workdir.Saved | None:
@@ -17,7 +18,18 @@ def read(folder: pathlib.Path) -> workdir.Saved | None:
       UserError: the file is damaged, or cannot be read.
     """
     saved = workdir.read_config(folder)
-    return None if saved is None else saved._replace(config=complete(saved.config))
+    if saved is None:
+        return None
+    config = complete(saved.config)
+    if "recipe" not in saved.config and is_long(config, saved.run):
+        config.recipe = "keep"  # what the run did; by default it would be refused now
+    return saved._replace(config=config)
+
+
+def is_long(config: ConfigDict, run: Run) -> bool:
+    """Whether something of the recipe reaches the end of the run."""
+    epochs = run.total_steps / run.steps_per_epoch
+    return any(value >= epochs for value in recipe.durations(config).values())
 
 
 def complete(config: ConfigDict) -> ConfigDict:

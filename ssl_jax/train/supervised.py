@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from ssl_jax import augment, models
+from ssl_jax import augment
 from ssl_jax.augment.erasing import Erasing, erase
 from ssl_jax.augment.mixing import Mixing, mix, soft_targets
 from ssl_jax.contract.encoder import Encoder
@@ -117,8 +117,6 @@ def network_of(config: ConfigDict, of: Encoder) -> nn.Module:
         if name not in known:
             kind = type(of.network).__name__
             raise UserError(f"--config.model.{name}: a {kind} has no such field")
-    if "dtype" in changes:
-        changes["dtype"] = models.dtype_of(changes["dtype"])
     as_new = {"group": None, "freeze_patch": False}
     return of.network.clone(**changes, **{k: v for k, v in as_new.items() if k in known})
 
@@ -167,9 +165,7 @@ def make(model: nn.Module, classes: int, recipe: Recipe) -> Method:
         return {"encoder": made["params"], "head": head}, {"batch_stats": made["batch_stats"]}
 
     def loss(params, state, views, ctx):
-        # For DropPath. (`views` took the children 0, 1 and 2 of this key.)
-        keys = jax.random.fold_in(ctx.key, 3)
-        keys = collectives.example_keys(keys, len(views["image"]), ctx.axis)
+        keys = ctx.keys("drop path", len(views["image"]))
         features, stats = network.forward(
             model, params["encoder"], state["batch_stats"], views["image"], ctx.axis, keys=keys
         )

@@ -108,9 +108,13 @@ def test_how_often():
     assert abs(untouched[~drawn.cutmix].mean() - 0.4) < 0.03
 
 
-@pytest.mark.parametrize("mode", mixing.MODES)
-def test_four_devices_equal_one(mode):
-    m = Mixing(mixup=0.8, cutmix=1.0, mode=mode)
+@pytest.mark.parametrize(
+    "mode, group, shared",
+    [("batch", 0, 16), ("batch", 32, 16), ("batch", 8, 8), ("batch", 2, 2), ("elem", 32, 1)],
+)
+def test_four_devices_equal_one(mode, group, shared):
+    """Rows with one λ may lie on several devices, or be some of one's."""
+    m = Mixing(mixup=0.8, cutmix=1.0, mode=mode, group=group)
     images, targets = batch(b=16)
     whole = mapping.compile_rows(
         lambda key, rows: mixing.mix(m, key, *rows, layout.AXIS), layout.mesh()
@@ -128,7 +132,8 @@ def test_four_devices_equal_one(mode):
             np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
         assert np.abs(x - images).max() > 0.1
         lam = (t - partners)[differ, most] / (targets - partners)[differ, most]
-        assert (np.ptp(lam) < 1e-5) == (mode == "batch")
+        same = np.abs(lam[:, None] - lam) < 1e-5
+        np.testing.assert_array_equal(same, differ[:, None] // shared == differ // shared)
         seen.add(np.asarray(x).tobytes())
     assert len(seen) == 4, "every key mixes differently"
 
@@ -139,3 +144,5 @@ def test_what_cannot_be_mixed_is_an_error():
         mixing.mix(Mixing(mixup=1.0), jax.random.key(0), images, targets, None)
     with pytest.raises(ValueError, match="pair"):
         mixing.mix(Mixing(mixup=1.0, mode="pair"), jax.random.key(0), images, targets, None)
+    with pytest.raises(ValueError, match="share their λ"):
+        mixing.mix(Mixing(mixup=1.0, group=3), jax.random.key(0), images, targets, None)

@@ -88,7 +88,7 @@ def saved(folder, step):
 
 def test_four_devices_equal_one(runs, tmp_path):
     """In float64, where equal means equal to nine digits on any processor."""
-    more = (*SGD, "--config.model.dtype=float64")
+    more = (*SGD, "--config.dtype=float64")
     command = arguments(runs / "0", *more, f"--workdir={tmp_path}/one", "--config.cpu_devices=1")
     with programs.float64():
         assert run(runs / "0", *more, f"--workdir={tmp_path}/four", "--config.monitor_every=2") == 0
@@ -171,7 +171,15 @@ def test_it_continues_to_the_same_bits_and_only_itself(runs, tmp_path, capsys):
     assert losses(folder) == curve and result(folder) == found
     assert run(runs / "0", *here) == 0  # finished: judged again
     assert losses(folder) == curve and result(folder) == found
+    job = json.loads((folder / "job.json").read_text())  # one that is older than some fields
+    for young in ("step", "encoder", "dtype"):
+        del job["config"][young]
+    del job["config"]["data"]["range"], job["config"]["mixing"]["group"]
+    (folder / "job.json").write_text(json.dumps(job))
+    assert run(runs / "0", *here) == 0
     capsys.readouterr()
+    assert run(runs / "0", *here, "--config.dtype=bfloat16") == 2
+    assert "differs in dtype" in capsys.readouterr().err
     for other, name in (
         (("--config.seed=5",), "seed"),
         (("--config.train_examples=400",), "train"),
@@ -181,6 +189,14 @@ def test_it_continues_to_the_same_bits_and_only_itself(runs, tmp_path, capsys):
     assert run(runs / "1", *here) == 2
     assert "differs in run" in capsys.readouterr().err
     assert saved(folder, 6) is not None and result(folder) == found
+
+
+def test_fields_younger_than_a_fine_tuning_mean_what_it_did():
+    before = {"data": {"source": "digits"}, "mixing": {"mixup": 0.8}, "steps": 6}
+    whole = finetune.completed(before, "bfloat16")
+    assert whole["mixing"] == {"mixup": 0.8, "group": 0} and whole["dtype"] == "bfloat16"
+    now = {**whole, "mixing": {"mixup": 0.0, "group": 4}, "dtype": "float32"}
+    assert finetune.completed(now, "bfloat16") == now
 
 
 def test_few_labels_of_several_runs(runs, tmp_path, capsys):
@@ -301,6 +317,7 @@ def test_a_loss_that_is_not_finite_stops(runs, tmp_path, capsys):
         (("--config.labels=0.0",), "must be above 0"),
         (("--config.layer_decay=2.0",), "at most 1"),
         (("--config.mixing.mode=pair",), "Known: batch, elem"),
+        (("--config.mixing.group=3",), "mixing.group is 3; it must be even, or 0"),
         (("--config.head=zero",), "Did you mean zeros?"),
         (("--config.steps=0",), "above 0"),
         (("--config.shots=3", "--config.labels=0.5"), "--config.labels is then 1"),

@@ -9,6 +9,7 @@ import pytest
 from kit import tiny_run
 
 from ssl_jax.logs import metrics
+from ssl_jax.train import past
 
 ARCHIVE = pathlib.Path(__file__).parents[1] / "golden" / "old_run.tar.gz"
 SAME = ("--config.monitor.every_steps=4",)
@@ -61,3 +62,13 @@ def test_it_has_a_page(old, tmp_path):
     assert tiny_run.main.main([*arguments, "--config.test_examples=200"]) == 0
     page = (tmp_path / "page" / "index.html").read_text()
     assert "simclr" in page and "No pictures" not in page
+
+
+def test_a_warm_up_to_the_end_of_it_is_kept(old):
+    """Today's default refuses it; a run that began so goes on so."""
+    file = old / "config.json"
+    assert past.read(old).config.recipe == "refuse", "nothing of it is too long"
+    content = json.loads(file.read_text())
+    content["config"]["optimizer"]["warmup_epochs"] = 3.0
+    file.write_text(json.dumps(content))
+    assert past.read(old).config.recipe == "keep"

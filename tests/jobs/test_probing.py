@@ -2,10 +2,12 @@
 
 import json
 import pathlib
+import shutil
 import statistics
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from kit import tiny_run
@@ -225,6 +227,30 @@ def test_any_kept_checkpoint_can_be_probed(tmp_path, capsys):
     assert "--config.step=7" in said and "no such checkpoint" in said and said.count("\n") == 1
 
 
+def test_a_run_in_bfloat16_is_probed_in_float32_unless_asked(runs, tmp_path, capsys):
+    shutil.copytree(runs / "0", tmp_path / "low")
+    config = tmp_path / "low" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float32"', '"dtype": "bfloat16"'))
+    of = {
+        dtype: encoder.restore(tmp_path / "low", layout.mesh(), dtype=dtype)
+        for dtype in (None, "float32", "bfloat16")
+    }
+    got = {dtype: restored.encoder.network.dtype for dtype, restored in of.items()}
+    assert got == {None: jnp.bfloat16, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    assert all(restored.trained_in == "bfloat16" for restored in of.values())
+    x = jax.random.normal(jax.random.key(0), (4, 28, 28, 1))
+    full, low = (of[d].encoder.embed(of[d].variables, x) for d in ("float32", "bfloat16"))
+    assert 1e-4 < np.abs(full - low).max() < 0.1 * np.abs(full).max()
+    for run in (runs / "0", tmp_path / "low"):
+        assert tiny_run.probe("knn", run) == 0
+    found = [workdir.read_result(run / "knn") for run in (runs / "0", tmp_path / "low")]
+    assert found[0]["knn_top1"] == found[1]["knn_top1"]
+    capsys.readouterr()
+    for wrong, said in (("float16", "dtype: unknown 'float16'"), ("float64", "JAX_ENABLE_X64=1")):
+        assert tiny_run.probe("knn", runs / "0", f"--config.dtype={wrong}") == 2
+        assert said in capsys.readouterr().err
+
+
 def test_embeddings_behind_the_projector(runs, capsys):
     """By hand: linear, BatchNorm with running statistics, ReLU, linear, scale of a BatchNorm."""
     mesh = layout.mesh()
@@ -249,6 +275,6 @@ def test_embeddings_behind_the_projector(runs, capsys):
     assert 0.1 < behind["knn_top1"] != own["knn_top1"]
     run = Run(64, 16, 4, 10, image(28, 1))
     mae = workdir.Saved(configs.load("configs/mae.py:digits")[0], run, 1)
-    opened = types.SimpleNamespace(restored=encoder.Restored(mae, 0, None, None))
+    opened = types.SimpleNamespace(restored=encoder.Restored(mae, 0, None, None, "float32"))
     with pytest.raises(UserError, match="mae has no projector"):
         run_features.network(opened, "projector")

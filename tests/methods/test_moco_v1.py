@@ -142,7 +142,7 @@ def keys_of(config, devices=1):
 def test_keys_change_places_between_groups(monkeypatch):
     config = stub(monkeypatch, Centred, queue=8, group=2, shuffle=2)
     config.method.projector.widths = (8,)
-    assert moco_v1.make(config, RUN).block == 4
+    assert moco_v1.make(config, RUN).block == 2
     keys, together = keys_of(config), np.zeros((8, 8))
     for seed in range(12):
         rows = keys(seed)
@@ -154,7 +154,11 @@ def test_keys_change_places_between_groups(monkeypatch):
         together += group
     # Each row has met every other row of its block of four, and no other.
     np.testing.assert_array_equal(together > 0, np.kron(np.eye(2), np.ones((4, 4))) > 0)
-    np.testing.assert_array_equal(keys_of(config, devices=2)(0), keys(0))
+    for devices in (2, 4):  # of which four hold half a block each
+        np.testing.assert_array_equal(keys_of(config, devices)(0), keys(0))
+    config.method.shuffle = 4  # one block of all rows, as the official code
+    for devices in (2, 4):
+        np.testing.assert_array_equal(keys_of(config, devices)(0), keys_of(config)(0))
     config.method.shuffle = 1  # the ablation: always the same neighbour, the query's
     group = np.abs(keys_of(config)(0)) > 1e-3
     np.testing.assert_array_equal(group, np.kron(np.eye(4), np.ones((2, 2))) > 0)

@@ -10,7 +10,9 @@ from ssl_jax import models
 from ssl_jax.contract.method import Context, Run
 from ssl_jax.methods import METHODS, moco_v2
 from ssl_jax.optim import schedules
+from ssl_jax.processes import host
 from ssl_jax.runs import config as configs
+from ssl_jax.train import experiment
 from ssl_jax.train.state import written
 
 
@@ -79,8 +81,20 @@ def test_the_official_flags():
     assert two.optimizer.decay_exclude == ()
 
 
-@pytest.mark.parametrize("preset", ["cifar10", "digits", "peer"])
-def test_presets_divide_over_devices(preset):
-    config, _ = configs.load(f"configs/moco_v2.py:{preset}")
-    method = moco_v2.make(config, Run(50_000, config.batch, 195, 195))
-    assert config.batch % (4 * method.block) == 0
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    [
+        *((f"moco_v2:{preset}", 4) for preset in ("cifar10", "digits", "peer")),
+        # 8 GPUs of 32 images, as the official codes.
+        *((f"{method}:imagenet", 8) for method in ("moco_v1", "moco_v2", "ressl")),
+    ],
+)
+def test_presets_divide_over_devices(name, devices):
+    config, _ = configs.load(name)
+    method = METHODS[config.method.name](config, Run(50_000, config.batch, 195, 195))
+    assert config.batch % (devices * method.block) == 0
+    if devices == 8:
+        assert (config.batch, method.block) == (256, 32)
+        alone = host.Cluster(1, 0, 1)
+        said = experiment.undivided(config, alone, method, 16)
+        assert "in blocks of 32 (--config.method.group=32): 1, 2, 4, 8 devices would" in said

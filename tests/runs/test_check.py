@@ -4,6 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from ssl_jax.errors import UserError
+from ssl_jax.optim import schedules
 from ssl_jax.runs import check, recipe
 from ssl_jax.runs import config as configs
 
@@ -116,3 +117,21 @@ def test_presets_fit_their_own_runs():
     for name in ("simclr:cifar10", "dino:digits", "swav:digits", "deepcluster_v2:digits"):
         config, _ = configs.load(name)
         assert recipe.fit(config, config.epochs)[0] is config
+
+
+def test_steps_are_counted_in_whole_batches_or_in_examples():
+    """SimCLR's of ImageNet at batch 4,096: 1,281,167 · 100 // 4,096 + 1, 3,127 of them warm up."""
+    config, _ = configs.load("simclr:imagenet")
+    n = 1_281_167
+    assert (config.epochs, config.batch, config.epochs_in) == (100.0, 4096, "examples")
+    assert recipe.total_steps(config, n) == 31_279
+    counted, per_epoch = recipe.warmed_up_in_examples(config, n), n // 4096
+    assert schedules.warmup_steps(counted.optimizer, per_epoch, 31_279) == 3_127
+    config.epochs_in = "batches"
+    assert recipe.total_steps(config, n) == 100 * 312
+    assert schedules.warmup_steps(config.optimizer, per_epoch, 31_200) == 3_120
+    config.steps = 7
+    assert recipe.total_steps(config, n) == 7
+    config.epochs_in = "passes"
+    with pytest.raises(UserError, match="epochs_in is 'passes'.*batches, examples"):
+        check.fields(config)

@@ -34,12 +34,14 @@ class Restored(NamedTuple):
       step: optimizer steps it was trained for.
       encoder: its functions, as the method names them.
       variables: of the encoder, or what `select` picked, on every device of the mesh.
+      trained_in: the dtype that the network computed in when it was trained.
     """
 
     saved: workdir.Saved
     step: int
     encoder: Encoder
     variables: Any
+    trained_in: str
 
 
 def compile_encode(
@@ -183,6 +185,7 @@ def restore(
     name: str | None = None,
     select: Callable[[Method, TrainState], Any] | None = None,
     step: str = "last",
+    dtype: str | None = None,
 ) -> Restored:
     """Reads an encoder, and only it, from a checkpoint of a run.
 
@@ -195,6 +198,8 @@ def restore(
       select: (method, whole state) -> the leaves to read instead of the encoder's.
       step: 'last' (the newest that is whole), 'best' by `config.checkpoint.best` of the run, or a
         number; see `kept.resolve`.
+      dtype: of the network's computation, in place of the run's own; it becomes that of
+        `Restored.saved`. The parameters are float32 in any case.
 
     Raises:
       UserError: no such run, no such encoder, no such checkpoint, none that is whole, or one of
@@ -205,6 +210,12 @@ def restore(
     saved = past.read(folder)
     if saved is None:
         raise UserError(f"--config.checkpoint: there is no run in {folder} (no config.json)")
+    trained_in = saved.config.model.get("dtype", "float32")
+    if dtype is not None:
+        config = saved.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.model.dtype = dtype
+        saved = saved._replace(config=config)
     try:
         method, create = creation(saved)
         shapes = jax.eval_shape(create, jax.random.key(0))
@@ -232,7 +243,7 @@ def restore(
         picked, at = kept.read(
             manager, which, lambda step: reading.restore_part(manager, step, like, pick), best
         )
-    return Restored(saved, at, encoder, picked)
+    return Restored(saved, at, encoder, picked, trained_in)
 
 
 def untrained(saved: workdir.Saved, mesh, name: str | None = None) -> Any:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 
 from ssl_jax import augment
+from ssl_jax.contract.method import Context
 from ssl_jax.errors import UserError
 from ssl_jax.methods.parts import values
 from ssl_jax.models import heads, network
@@ -51,19 +52,21 @@ def local(views: Mapping[str, Any]) -> augment.Policy | None:
     return augment.make("none", **views["local"]) if "local" in views else None
 
 
-def draw(crops: Crops, key: jax.Array, image: jax.Array, axis: str | None) -> dict[str, jax.Array]:
+def draw(crops: Crops, key: jax.Array, image: jax.Array, ctx: Context) -> dict[str, jax.Array]:
     """The crops of every image.
 
     Args:
       crops: of `policies`.
-      key, image, axis: as for `augment.crops`.
+      key, image: as for `augment.crops`.
+      ctx: of the step; its key is not used.
 
     Returns:
       'global' float32 [b, 2, S, S, C] and, where there are any, 'local' [b, k, s, s, C].
     """
-    drawn = {"global": augment.crops(crops.big, key, image, axis)}
+    drawn = {"global": augment.crops(crops.big, key, image, ctx.axis)}
     if crops.small:
-        drawn["local"] = augment.crops(crops.small, jax.random.fold_in(key, 1), image, axis)
+        local_key = ctx._replace(key=key).stream("local crops")
+        drawn["local"] = augment.crops(crops.small, local_key, image, ctx.axis)
     return drawn
 
 
