@@ -34,7 +34,7 @@ def imagenet() -> ConfigDict:
     images gray, 70 epochs at learning rate 1e-3.
     """
     c = common.imagenet(epochs=105.0, batch=256)
-    c.model.dtype = "float32"  # as VISSL
+    c.model.dtype = "float32"
     # 255 = 3 × 85, and 85 = 64 + 21; VISSL's randint(0, 21) leaves 21 out.
     c.method = common.method("jigsaw")
     # 255 × 255 pixels anywhere in the stored 256 × 256.
@@ -61,7 +61,7 @@ def cifar10() -> ConfigDict:
     are those of RotNet on CIFAR-10.
     """
     c = common.cifar10(epochs=200.0, batch=256)
-    c.model.dtype = "float32"  # as VISSL
+    c.model.dtype = "float32"
     c.method = small(projector=(), hidden=(1024,))
     c.views.image = common.view("none", 36, area=(0.5, 1.0), flip=0.5, gray=0.3)
     c.optimizer.name = "sgd"

@@ -1,5 +1,5 @@
-"""Measuring what was learned: kNN, logistic regression, collapse.
+"""Measuring what was learned: features of a run, probes of them, and whether they collapsed.
 
-`features`, `knn`, `linear`, `collapse` and `accuracy` know nothing of methods or models: the first
-runs a function over images once, the others take the arrays [n, d] that come out of it.
+`probes` and `health` know nothing of methods or models: they take arrays [n, d]. `features` makes
+those of a run, `probing` is what every job on a checkpoint shares.
 """

@@ -123,7 +123,9 @@ def measure(o: probing.Opened, config: ConfigDict) -> dict[str, Any]:
         del train, test  # before the next maps are kept
         train, test = open_sets(compiled, variables)
         table[name], *_ = probe(train, test, o, config)
-    table["constant"] = scores(*constant, config.task)
+    counts = None if config.task == "depth" else constant[0]
+    sums = None if config.task == "segment" else constant[1]
+    table["constant"] = dense_scores.named(counts, sums, scenes.CLASSES)
 
     picture = None
     if jax.process_index() == 0:
@@ -188,19 +190,7 @@ def probe(
             train, facts, tuple(config.ridges), config.batch, config.seed, *places
         )
         sums = depth.depth_errors(test, facts, heads["depth"], config.batch, *places)
-    return scores(matrix, sums, config.task) | {"chosen": chosen}, heads, facts
-
-
-def scores(matrix: np.ndarray, sums: np.ndarray, task: str) -> dict[str, Any]:
-    """The measures of a task; 'iou' by name of the class, None where a class does not occur."""
-    found = {}
-    if task != "depth":
-        found |= dense_scores.segmentation_scores(matrix)
-        named = zip(scenes.CLASSES, found.pop("iou").tolist(), strict=True)
-        found["iou"] = {name: None if np.isnan(value) else value for name, value in named}
-    if task != "segment":
-        found |= dense_scores.depth_scores(sums)
-    return found
+    return dense_scores.named(matrix, sums, scenes.CLASSES) | {"chosen": chosen}, heads, facts
 
 
 def title(o: probing.Opened, learned: dict[str, Any]) -> str:

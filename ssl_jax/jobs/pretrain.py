@@ -4,25 +4,21 @@ import concurrent.futures
 import os
 import pathlib
 import time
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax.checkpoints import kept, store
 from ssl_jax.contract import batch
 from ssl_jax.data import sources
 from ssl_jax.errors import UserError
-from ssl_jax.evaluate.features import encoder, representation
-from ssl_jax.evaluate.health import collapse
-from ssl_jax.evaluate.probes import knn, linear
+from ssl_jax.evaluate import final, monitors
+from ssl_jax.evaluate.features import encoder
 from ssl_jax.logs import console
 from ssl_jax.processes import host, talk
 from ssl_jax.report import run as report
 from ssl_jax.runs import check, lock, workdir
-from ssl_jax.runs import config as configs
 from ssl_jax.train import feed, loop, past, session, stopping
 from ssl_jax.train.experiment import Experiment, assemble, begin, compile_step, introduce, settle
 from ssl_jax.train.state import TrainState
@@ -59,7 +55,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
 
 def pretrain(config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path, began: float) -> int:
     """`run` in its workdir, which no other process trains in; `began` in seconds of time.time()."""
-    saved = standing(config, cluster, folder)
+    saved = past.standing(config, cluster, folder)
     result = workdir.read_result(folder) if saved is not None else None
     if result is not None and config.extend <= saved.config.get("extend", 0.0):
         print(f"{folder} is finished. Its result:\n\n{report.text(result, folder)}")
@@ -94,7 +90,7 @@ def pretrain(config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path, be
         if leader:
             print(f"stopped and saved at step {done}; the same command continues")
         return stopping.EXIT_STOPPED
-    judged = {"pixels": judge_pixels(experiment), **judge(experiment, encode, state)}
+    judged = {"pixels": final.pixels(experiment), **final.judge(experiment, encode, state)}
 
     def conclude() -> dict[str, Any]:
         seconds = time.time() - began
@@ -106,44 +102,6 @@ def pretrain(config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path, be
     if leader:
         print(f"\n{report.text(result, folder)}")
     return 0
-
-
-def standing(
-    config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path
-) -> workdir.Saved | None:
-    """The run that a workdir holds and this command continues; None where there is none.
-
-    A run of other values that has not learned anything yet gives way, and so does any with
-    `config.overwrite`.
-
-    Raises:
-      UserError: there is a run of other values.
-    """
-    saved = past.read(folder)
-    if saved is None:
-        return None
-    before = saved.config.copy_and_resolve_references()
-    before.data.source = sources.absolute(before.data.source)
-    moved = configs.MOVED if goes_on(config, saved, folder) else ()
-    changed = [field for field in configs.differences(before, config) if field not in moved]
-    if not changed:
-        return saved
-    if not config.overwrite and workdir.has_learned(folder):
-        raise UserError(
-            f"{folder} holds a run whose config differs in {', '.join(changed)}; choose another "
-            "--workdir, use the same values to continue, or delete it with --overwrite"
-        )
-    if cluster.process == 0:
-        workdir.clear(folder)
-    return None
-
-
-def goes_on(config: ConfigDict, saved: workdir.Saved, folder: pathlib.Path) -> bool:
-    """Whether a run may go on where its pictures lie now; `assemble` then compares them."""
-    longer = config.extend > saved.config.get("extend", 0.0)
-    unfinished = workdir.read_result(folder) is None
-    known = bool(saved.identity) and workdir.has_learned(folder)
-    return known and (unfinished or longer) and not config.overwrite
 
 
 def check_view(e: Experiment) -> None:
@@ -228,105 +186,9 @@ def learn(e: Experiment, encode, state: TrainState, start: int, manager, folder:
         steps_per_epoch=e.run.steps_per_epoch,
         at_once=c.steps_at_once,
         every=loop.Every(c.log_every, c.monitor.every_steps, c.checkpoint.every_steps),
-        look=lambda state: look(e, encode, state),
-        monitors=monitors(e),
+        look=lambda state: monitors.look(e, encode, state),
+        monitors=monitors.make(e),
         shown=console.SHOWN,
         max_bad_steps=c.max_bad_steps,
     )
     return session.train(training, state)
-
-
-class Look(NamedTuple):
-    """Features of some images, for the monitors.
-
-    Attributes:
-      bank: features float32 [n, d] and labels int32 [n] to learn from.
-      query: the same to judge on; None where there is nothing to judge.
-    """
-
-    bank: tuple[np.ndarray, np.ndarray]
-    query: tuple[np.ndarray, np.ndarray] | None
-
-
-def look(e: Experiment, encode, state: TrainState) -> Look:
-    """What the monitors read: features of a part of the images, by the encoder as it is now."""
-    variables = encoder.of_method(e.method, None).variables(state.params, state.state)
-    bank, query = representation.split(
-        e.train, e.test, e.config.monitor.train_examples, e.config.monitor.test_examples
-    )
-
-    def extract(part):
-        return encoder.extract(encode, variables, *part, e.config.evaluate.batch, e.cluster)
-
-    found = extract(bank)
-    if query is None or not np.isfinite(found[0]).all():
-        return Look(found, None)
-    test = extract(query)
-    return Look(found, test if representation.labelled(found, test) else None)
-
-
-def monitors(e: Experiment) -> tuple[session.Monitor, ...]:
-    """Collapse, always; kNN and a linear probe where labels exist."""
-
-    def collapsed(seen: Look, logged: Mapping[str, float]) -> dict[str, Any]:
-        found = collapse.measure(seen.bank[0])
-        measured = {k: float(found[k]) for k in representation.MONITORS}
-        ratio, rank = measured["feature_std_ratio"], measured["effective_rank"]
-        alarm = collapse.alarm(ratio, rank, seen.bank[0].shape[1])
-        if not alarm and "embedding_std" in logged:
-            alarm = collapse.embedding_alarm(logged["embedding_std"], logged["embedding_rank"])
-        return {**measured, "alarm": alarm} if alarm else measured
-
-    def near(seen: Look, logged: Mapping[str, float]) -> dict[str, Any]:
-        if seen.query is None:
-            return {}
-        scores = knn.classify(*seen.bank, seen.query[0], e.train.classes)
-        return {"knn_top1": knn.accuracy(scores, seen.query[1])["top1"]}
-
-    def separable(seen: Look, logged: Mapping[str, float]) -> dict[str, Any]:
-        if seen.query is None or e.config.monitor.linear <= 0:
-            return {}
-        # Anew at every look, on features alone: no gradient reaches the encoder.
-        c = e.config.monitor.linear
-        fitted = linear.probe_at(*seen.bank, *seen.query, e.train.classes, c)
-        return {"linear_top1": fitted["top1"]}
-
-    return (
-        session.Monitor("collapse", collapsed),
-        session.Monitor("knn", near),
-        session.Monitor("linear", separable),
-    )
-
-
-def judge_pixels(e: Experiment) -> representation.Judged:
-    """The baseline of probes on raw pixels."""
-    parts = evaluated(e)
-    seen = [representation.pixels(part) if part else None for part in parts]
-    return representation.without_features(representation.judge(*seen, e.train.classes))
-
-
-def judge(e: Experiment, encode, state: TrainState) -> dict[str, representation.Judged]:
-    """The untrained encoder and the learned one, by the same probes on the same images."""
-    fresh = e.create(jax.random.key(e.config.seed))
-    select = encoder.of_method(e.method, None).variables
-    encoders = {
-        "untrained": select(fresh.params, fresh.state),
-        "learned": select(state.params, state.state),
-    }
-    judged = {}
-    for name, variables in encoders.items():
-        seen = [
-            encoder.extract(encode, variables, *part, e.config.evaluate.batch, e.cluster)
-            if part
-            else None
-            for part in evaluated(e)
-        ]
-        judged[name] = representation.judge(*seen, e.train.classes)
-    judged["untrained"] = representation.without_features(judged["untrained"])
-    return judged
-
-
-def evaluated(e: Experiment) -> tuple[representation.Part, representation.Part | None]:
-    """The rows that the final probes learn from and are judged on."""
-    c = e.config.evaluate
-    return representation.split(e.train, e.test, c.train_examples, c.test_examples)

@@ -1,4 +1,4 @@
-"""The config of a run as this version reads it: fields that are younger than the run filled in."""
+"""A run that is there already: its config as this version reads it, and whether it goes on."""
 
 import pathlib
 
@@ -6,9 +6,13 @@ from ml_collections import ConfigDict
 
 from ssl_jax.augment import policies
 from ssl_jax.contract.method import Run
+from ssl_jax.data import sources
+from ssl_jax.errors import UserError
 from ssl_jax.methods import METHODS, defaults
 from ssl_jax.optim import optimizers
+from ssl_jax.processes import host
 from ssl_jax.runs import completion, recipe, workdir
+from ssl_jax.runs import config as configs
 
 
 def read(folder: pathlib.Path) -> workdir.Saved | None:
@@ -41,3 +45,41 @@ def complete(config: ConfigDict) -> ConfigDict:
         view=policies.make("none", 1)._asdict(),
     )
     return completion.complete(config, fields)
+
+
+def standing(
+    config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path
+) -> workdir.Saved | None:
+    """The run that a workdir holds and this command continues; None where there is none.
+
+    A run of other values that has not learned anything yet gives way, and so does any with
+    `config.overwrite`.
+
+    Raises:
+      UserError: there is a run of other values.
+    """
+    saved = read(folder)
+    if saved is None:
+        return None
+    before = saved.config.copy_and_resolve_references()
+    before.data.source = sources.absolute(before.data.source)
+    moved = configs.MOVED if goes_on(config, saved, folder) else ()
+    changed = [field for field in configs.differences(before, config) if field not in moved]
+    if not changed:
+        return saved
+    if not config.overwrite and workdir.has_learned(folder):
+        raise UserError(
+            f"{folder} holds a run whose config differs in {', '.join(changed)}; choose another "
+            "--workdir, use the same values to continue, or delete it with --overwrite"
+        )
+    if cluster.process == 0:
+        workdir.clear(folder)
+    return None
+
+
+def goes_on(config: ConfigDict, saved: workdir.Saved, folder: pathlib.Path) -> bool:
+    """Whether a run may go on where its pictures lie now; `assemble` then compares them."""
+    longer = config.extend > saved.config.get("extend", 0.0)
+    unfinished = workdir.read_result(folder) is None
+    known = bool(saved.identity) and workdir.has_learned(folder)
+    return known and (unfinished or longer) and not config.overwrite

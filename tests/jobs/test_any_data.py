@@ -12,8 +12,8 @@ from kit import tiny_run, toy_words
 from ssl_jax import main
 from ssl_jax.data import sources
 from ssl_jax.devices import layout
+from ssl_jax.evaluate import monitors
 from ssl_jax.evaluate.features import encoder
-from ssl_jax.jobs import pretrain
 from ssl_jax.logs import metrics
 from ssl_jax.train import stopping
 
@@ -84,14 +84,14 @@ def test_one_device_and_streamed_batches_find_the_same(file, trained, tmp_path):
 
 
 def test_a_stop_and_a_restart_change_nothing(file, trained, tmp_path, monkeypatch):
-    look = pretrain.look
+    look = monitors.look
 
     def asked(*given):
         signal.raise_signal(signal.SIGTERM)  # at step 6
         return look(*given)
 
     with monkeypatch.context() as during:
-        during.setattr(pretrain, "look", asked)
+        during.setattr(monitors, "look", asked)
         assert run(file, tmp_path, "--config.cpu_devices=4") == stopping.EXIT_STOPPED
     assert run(file, tmp_path, "--config.cpu_devices=4") == 0
     assert result(tmp_path)["fingerprint"] == result(trained)["fingerprint"]

@@ -25,6 +25,7 @@ from ssl_jax.contract.source import Source
 from ssl_jax.devices import collectives, layout, mapping
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate.features import encoder, representation
+from ssl_jax.evaluate.finetuning import check, plan, start
 from ssl_jax.jobs import finetune
 from ssl_jax.logs import metrics as logs
 from ssl_jax.optim import optimizers, schedules
@@ -193,10 +194,10 @@ def test_it_continues_to_the_same_bits_and_only_itself(runs, tmp_path, capsys):
 
 def test_fields_younger_than_a_fine_tuning_mean_what_it_did():
     before = {"data": {"source": "digits"}, "mixing": {"mixup": 0.8}, "steps": 6}
-    whole = finetune.completed(before, "bfloat16")
+    whole = start.completed(before, "bfloat16")
     assert whole["mixing"] == {"mixup": 0.8, "group": 0} and whole["dtype"] == "bfloat16"
     now = {**whole, "mixing": {"mixup": 0.0, "group": 4}, "dtype": "float32"}
-    assert finetune.completed(now, "bfloat16") == now
+    assert start.completed(now, "bfloat16") == now
 
 
 def test_few_labels_of_several_runs(runs, tmp_path, capsys):
@@ -224,16 +225,16 @@ def test_the_labels_that_are_asked_for():
         return Source("a set", len(labels), 2, image(1, 1), read, list)
 
     part = representation.Part(source(labels), np.arange(1, 9))
-    assert finetune.labelled_rows(part, 1.0, None, 0).tolist() == [1, 3, 4, 6, 7, 8]
+    assert plan.labelled_rows(part, 1.0, None, 0).tolist() == [1, 3, 4, 6, 7, 8]
     whole = representation.Part(source(np.abs(labels)), np.arange(1, 9))
-    assert finetune.labelled_rows(whole, 1.0, None, 0).tolist() == list(range(1, 9))
+    assert plan.labelled_rows(whole, 1.0, None, 0).tolist() == list(range(1, 9))
     for rows in (
-        finetune.labelled_rows(part, 0.5, None, 0),  # half of two zeros, half of four ones
-        finetune.labelled_rows(part, 1.0, 1, 0),
+        plan.labelled_rows(part, 0.5, None, 0),  # half of two zeros, half of four ones
+        plan.labelled_rows(part, 1.0, 1, 0),
     ):
         assert sorted(labels[rows].tolist()) in ([0, 1, 1], [0, 1])
     with pytest.raises(UserError, match="no training row has a label"):
-        finetune.labelled_rows(representation.Part(source(labels * 0 - 1), part.rows), 1.0, None, 0)
+        plan.labelled_rows(representation.Part(source(labels * 0 - 1), part.rows), 1.0, None, 0)
 
 
 def test_every_training_has_a_folder_of_its_own():
@@ -265,12 +266,12 @@ def test_fixed_positions_are_where_learned_ones_begin():
         ),
         mesh=layout.mesh(),
     )
-    params = finetune.with_positions(config, opened)
+    params = start.with_positions(config, opened)
     shapes = jax.eval_shape(learned.init, jax.random.key(1), x)["params"]
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda p: p.shape, shapes)
     np.testing.assert_allclose(learned.apply({"params": params}, x), fixed.apply(variables, x))
     config.model.positions = None
-    assert finetune.with_positions(config, opened) is variables["params"]
+    assert start.with_positions(config, opened) is variables["params"]
 
 
 def test_a_vit_drops_the_same_paths_on_any_devices():
@@ -379,7 +380,7 @@ def test_the_presets_are_the_official_numbers():
     presets = configs.load_module("configs/finetune.py").PRESETS
     made = {name: make() for name, make in presets.items()}
     for config in made.values():
-        finetune.check(config)
+        check.check(config)
     mae = rates(made["mae_vit_base"], "encoder", 1251, 125_100)
     assert [mae(e) for e in (0, 2, 5, 100)] == pytest.approx([0, 8e-4, 2e-3, 1e-6])
     assert mae(52.5) == pytest.approx((2e-3 + 1e-6) / 2, rel=1e-4)

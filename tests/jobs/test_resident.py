@@ -16,7 +16,7 @@ from ssl_jax.checkpoints import store as checkpoint
 from ssl_jax.data import resident
 from ssl_jax.devices import layout
 from ssl_jax.errors import UserError
-from ssl_jax.jobs import pretrain
+from ssl_jax.evaluate import monitors
 from ssl_jax.logs import metrics
 from ssl_jax.processes import host
 from ssl_jax.runs import config as configs
@@ -76,14 +76,14 @@ def test_it_learns_what_the_ordinary_run_learns_and_logs_at_the_same_steps(tmp_p
 
 
 def test_stopped_and_continued_is_as_never_stopped(undisturbed, tmp_path, monkeypatch, capsys):
-    look = pretrain.look
+    look = monitors.look
 
     def asked(e, encode, state):
         signal.raise_signal(signal.SIGTERM)  # before the monitor, which comes after step 4
         return look(e, encode, state)
 
     with monkeypatch.context() as during:
-        during.setattr(pretrain, "look", asked)
+        during.setattr(monitors, "look", asked)
         assert tiny_run.run(tmp_path, *CALLS) == stopping.EXIT_STOPPED
     said = capsys.readouterr().out
     assert "stopped and saved at step 4" in said

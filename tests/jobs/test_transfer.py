@@ -9,6 +9,7 @@ from kit import tiny_run
 
 from ssl_jax.data import sources
 from ssl_jax.errors import UserError
+from ssl_jax.evaluate import multilabel
 from ssl_jax.jobs import transfer
 from ssl_jax.runs import config as configs
 
@@ -104,14 +105,14 @@ def test_a_broken_csv_is_one_line(tmp_path, text, message):
     file = tmp_path / "labels.csv"
     file.write_text(text)
     with pytest.raises(UserError) as error:
-        transfer.read_targets(file)
+        multilabel.read_targets(file)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_csv_as_spreadsheets_write_it(tmp_path):
     file = tmp_path / "labels.csv"
     file.write_bytes('\ufefffile, cat ,dog\r\n"a, b.png",1, -1\r\n\r\n'.encode())
-    assert transfer.read_targets(file) == (("cat", "dog"), {"a, b.png": [1, -1]})
+    assert multilabel.read_targets(file) == (("cat", "dog"), {"a, b.png": [1, -1]})
 
 
 @pytest.mark.parametrize(

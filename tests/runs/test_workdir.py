@@ -10,7 +10,7 @@ from kit import tiny_run
 
 from ssl_jax.contract.method import Run
 from ssl_jax.errors import UserError
-from ssl_jax.jobs import finetune
+from ssl_jax.evaluate.finetuning import start
 from ssl_jax.logs import metrics
 from ssl_jax.processes import insist
 from ssl_jax.runs import config as configs
@@ -37,7 +37,7 @@ def test_json_of_another_kind_is_one_line(content, tmp_path):
     )
     manager = types.SimpleNamespace(latest_step=lambda: 1)
     with pytest.raises(UserError, match=r"^\S+job.json is damaged \(.*\); choose") as found:
-        finetune.claim(config, opened, Run(64, 64, 1, 1), manager)
+        start.claim(config, opened, Run(64, 64, 1, 1), manager)
     assert "\n" not in str(found.value)
 
 

@@ -1,6 +1,7 @@
 """The measures of dense prediction: intersection over union, and errors of depth."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -95,3 +96,26 @@ def depth_scores(sums: np.ndarray) -> dict[str, float]:
         raise ValueError("depth_scores: no pixel was counted")
     found = {"rmse": math.sqrt(square / n), "abs_rel": relative / n}
     return found | {f"delta{i + 1}": x / n for i, x in enumerate(below)}
+
+
+def named(
+    counts: np.ndarray | None, sums: np.ndarray | None, classes: Sequence[str]
+) -> dict[str, Any]:
+    """The measures of what was measured.
+
+    Args:
+      counts: as for `segmentation_scores`, or None.
+      sums: as for `depth_scores`, or None.
+      classes: names of the K classes.
+
+    Returns:
+      those of both; 'iou' by name of the class, None where a class does not occur.
+    """
+    found = {}
+    if counts is not None:
+        found |= segmentation_scores(counts)
+        pairs = zip(classes, found.pop("iou").tolist(), strict=True)
+        found["iou"] = {name: None if np.isnan(value) else value for name, value in pairs}
+    if sums is not None:
+        found |= depth_scores(sums)
+    return found
