@@ -274,6 +274,7 @@ def test_fixed_positions_are_where_learned_ones_begin():
     assert start.with_positions(config, opened) is variables["params"]
 
 
+@pytest.mark.long
 def test_a_vit_drops_the_same_paths_on_any_devices():
     """DropPath, λ of every image, erasing and crops: all noise belongs to the example."""
     losses = {}

@@ -154,7 +154,11 @@ def test_the_other_mappings_end_at_the_same_loss(finished, tmp_path, mode):
 
 
 @pytest.mark.parametrize(
-    ("how", "after"), [(signal.SIGTERM, "metrics.jsonl"), (signal.SIGKILL, "checkpoints/4")]
+    ("how", "after"),
+    [
+        pytest.param(signal.SIGTERM, "metrics.jsonl", marks=pytest.mark.long),
+        (signal.SIGKILL, "checkpoints/4"),
+    ],
 )
 def test_stopped_or_killed_and_continued_is_as_never_stopped(finished, tmp_path, how, after):
     process = tiny_run.start(tmp_path)

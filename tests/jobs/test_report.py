@@ -155,6 +155,7 @@ def test_an_unfinished_run_and_data_that_is_gone(runs, tmp_path, capsys):
     assert "no finished checkpoint" in (unfinished / "report" / "index.html").read_text()
 
 
+@pytest.mark.long
 def test_mae_without_labels(mae, tmp_path):
     written, at_end = data(mae / "run" / "report" / "index.html")
     assert report(mae / "run", f"--workdir={tmp_path}") == 0

@@ -59,6 +59,7 @@ def parameters(folder):
         return jax.tree.leaves(reading.restore(manager, 14, like).params)
 
 
+@pytest.mark.long
 def test_it_learns_what_the_ordinary_run_learns_and_logs_at_the_same_steps(tmp_path):
     """In float64: two programs round alike on no processor."""
     folders = tmp_path / "calls", tmp_path / "steps"

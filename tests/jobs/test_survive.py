@@ -88,6 +88,7 @@ def test_so_does_a_fine_tuning(stopped, tmp_path):
     assert steps_of(tmp_path) == list(range(5, saved + 1, 5))
 
 
+@pytest.mark.long
 def test_three_kills_of_worker_and_coordinator_leave_no_trace(tmp_path):
     """In a save, at the start, between saves; the long form is `python -m benchmarks.chaos`."""
     cache = f"--config.compile_cache={jax.config.jax_compilation_cache_dir}"

@@ -559,6 +559,7 @@ def undisturbed(tmp_path_factory):
     return fingerprint(folder)
 
 
+@pytest.mark.long
 def test_a_run_is_made_up_for_when_killed_and_saves_and_continues_when_asked_to_stop(
     undisturbed, tmp_path
 ):

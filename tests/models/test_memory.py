@@ -59,6 +59,7 @@ def test_remat_keeps_less_for_the_same_numbers(name):
     assert kept[1] < 0.5 * kept[0]
 
 
+@pytest.mark.long
 def test_a_step_with_remat_keeps_less():
     """MAE's encoder and its decoder, as compiled: what is to be computed again must not be kept."""
     shape = (1, 64, 28, 28, 1)
@@ -115,7 +116,9 @@ def begun(name):
     return *jax.jit(one.init)(jax.random.key(0), views), views, undrawn, ctx
 
 
-@pytest.mark.parametrize("name", ["simclr", "dcl", "moco_v3"])
+@pytest.mark.parametrize(
+    "name", ["simclr", *(pytest.param(n, marks=pytest.mark.long) for n in ("dcl", "moco_v3"))]
+)
 def test_an_encoder_in_pieces_has_the_gradient_of_the_whole_batch(name):
     params, state, views, undrawn, ctx = begun(name)
 
@@ -137,7 +140,7 @@ def test_an_encoder_in_pieces_has_the_gradient_of_the_whole_batch(name):
     equal(jax.jit(method(name, 4).init)(jax.random.key(0), undrawn), (params, state), 0, 0)
 
 
-@pytest.mark.parametrize("mode", ["shard_map", "jit"])
+@pytest.mark.parametrize("mode", ["shard_map", pytest.param("jit", marks=pytest.mark.long)])
 def test_pieces_on_four_devices_are_those_of_one(mode):
     params, state, *_, ctx = begun("simclr")
     image = np.random.default_rng(0).integers(0, 255, (1, 16, 28, 28, 1), dtype=np.uint8)

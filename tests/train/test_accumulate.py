@@ -60,7 +60,9 @@ def update(name, views, k):
     return float(metrics["loss"]), change, jax.tree.map(np.array, state.state)
 
 
-@pytest.mark.parametrize("name, views", [("byol", still), ("mae", masked)])
+@pytest.mark.parametrize(
+    "name, views", [("byol", still), pytest.param("mae", masked, marks=pytest.mark.long)]
+)
 def test_micro_batches_make_the_update_of_the_whole_batch(name, views):
     loss, change, state = update(name, views, 1)
     for k in (2, 4):
