@@ -185,4 +185,5 @@ def deepcluster_v2(
         prototypes=behind(
             projector, image_encoder.online("projector"), lambda params, state: state["prototypes"]
         ),
+        least_rows=1,
     )

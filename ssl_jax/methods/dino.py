@@ -259,4 +259,5 @@ def dino(
         after_step=after_step,
         labels=labels,
         prototypes=prototypes.outputs(projector, select("projector"), centred),
+        least_rows=1,
     )

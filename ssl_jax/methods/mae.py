@@ -181,6 +181,7 @@ def mae(
             "encoder": image_encoder.image_encoder(encoder, image_encoder.online("encoder"), view)
         },
         show={"reconstructions": Show(lambda params, state: params, reconstruct, SHOWN)},
+        least_rows=1,
     )
 
 

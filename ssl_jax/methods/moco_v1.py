@@ -185,4 +185,5 @@ def moco_v1(
         encoders=image_encoder.of_two(encoder, projector, view, probed),
         block=max(group, 1),
         block_is=f"--config.method.group={group}" if group else "",
+        least_rows=1,
     )

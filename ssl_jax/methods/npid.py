@@ -132,4 +132,5 @@ def npid(
         init=init,
         loss=loss,
         encoders=image_encoder.of_one(encoder, projector, view),
+        least_rows=1,
     )

@@ -191,4 +191,5 @@ def ressl(
         encoders=image_encoder.of_two(encoder, projector, view, probed),
         block=max(group, 1),
         block_is=f"--config.method.group={group}" if group else "",
+        least_rows=1,
     )

@@ -85,4 +85,5 @@ def rotation(
             "encoder": image_encoder.image_encoder(encoder, image_encoder.online("encoder"), view)
         },
         show={"views": Show(lambda params, state: {}, show, SHOWN)},
+        least_rows=1,
     )

@@ -198,6 +198,7 @@ def sela_v2(
         prototypes=behind(
             projector, image_encoder.online("projector"), lambda params, state: kernels(params)
         ),
+        least_rows=1,
     )
 
 

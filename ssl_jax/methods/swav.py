@@ -194,6 +194,7 @@ def swav(
             image_encoder.online("projector"),
             lambda params, state: [params["prototypes"]["kernel"]],
         ),
+        least_rows=1,
     )
 
 
