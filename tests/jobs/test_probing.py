@@ -243,7 +243,10 @@ def test_a_run_in_bfloat16_is_probed_in_float32_unless_asked(runs, tmp_path, cap
     assert 1e-4 < np.abs(full - low).max() < 0.1 * np.abs(full).max()
     for run in (runs / "0", tmp_path / "low"):
         assert tiny_run.probe("knn", run) == 0
-    found = [workdir.read_result(run / "knn") for run in (runs / "0", tmp_path / "low")]
+    found = [
+        json.loads((run / "knn" / "result.json").read_text())
+        for run in (runs / "0", tmp_path / "low")
+    ]
     assert found[0]["knn_top1"] == found[1]["knn_top1"]
     capsys.readouterr()
     for wrong, said in (("float16", "dtype: unknown 'float16'"), ("float64", "JAX_ENABLE_X64=1")):

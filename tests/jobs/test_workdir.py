@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from kit import tiny_run
 
-from ssl_jax.jobs import pretrain
+from ssl_jax.evaluate import monitors
 from ssl_jax.logs import metrics
 from ssl_jax.train import loop
 
@@ -79,7 +79,7 @@ def test_a_monitor_that_fails_costs_no_training(tmp_path, monkeypatch, capsys):
     def broken(*args):
         raise ZeroDivisionError("no votes")
 
-    monkeypatch.setattr(pretrain.knn, "classify", broken)
+    monkeypatch.setattr(monitors.knn, "classify", broken)
     assert tiny_run.run(tmp_path, *SHORT, "--config.monitor.every_steps=2") == 0
     said = capsys.readouterr()
     assert "monitor 'knn' failed at step 2 (ZeroDivisionError: no votes)" in said.err

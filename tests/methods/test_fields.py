@@ -188,5 +188,5 @@ def test_the_constructor_called_from_python_computes_what_a_config_does():
 
         return jax.jit(step).lower(jax.random.key(1), image).as_text()
 
-    assert made.block == called.block == 32
+    assert made.block == called.block == 8
     assert program(made) == program(called)

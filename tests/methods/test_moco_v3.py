@@ -195,13 +195,16 @@ def test_the_vit_recipe():
 def test_the_target_moves_ever_slower_and_before_the_keys(images, step, momentum):
     method = moco_v3.make(vit(momentum=0.9), RUN)
     params, state = jax.jit(method.init)(jax.random.key(0), images)
-    state["target"] = jax.tree.map(jnp.ones_like, state["target"])
+    before = jax.jit(method.init)(jax.random.key(1), images)[1]["target"]
+    state["target"] = before
     f = jax.jit(method.loss)
     loss, (new, _) = f(params, state, images, context(step=step))
     new = written(new)
     for name in ("encoder", "projector"):
-        for got, p in zip(*map(jax.tree.leaves, (new["target"][name], params[name])), strict=True):
-            np.testing.assert_allclose(got, momentum + (1 - momentum) * p, rtol=1e-5, atol=1e-6)
+        trees = new["target"][name], before[name], params[name]
+        for got, t, p in zip(*map(jax.tree.leaves, trees), strict=True):
+            want = momentum * t + (1 - momentum) * p
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
     # Keys of the moved target: with it put in place beforehand, momentum 1 gives the same loss.
     moved, _ = f(params, {**state, "target": new["target"]}, images, context(step=10))
     np.testing.assert_allclose(loss, moved, rtol=1e-5)

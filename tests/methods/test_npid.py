@@ -147,13 +147,13 @@ def test_four_devices_leave_one_bank(setting, form):
 
 
 def test_noise_is_uniform_and_of_the_example():
-    noise = np.asarray(npid.draw_noise(context(0).keys("noise", 4), 25_000, 50))
+    noise = np.asarray(npid.draw_noise(context().keys("noise", 4), 25_000, 50))
     assert noise.shape == (4, 25_000) and noise.min() == 0 and noise.max() == 49
     counts = np.bincount(noise.ravel(), minlength=50)
     assert np.abs(counts / 2_000 - 1).max() < 0.12  # 5 standard deviations
     assert not np.array_equal(noise[0], noise[1])
     mapped = jax.shard_map(
-        lambda _: npid.draw_noise(context(0, layout.AXIS).keys("noise", 1), 25_000, 50),
+        lambda _: npid.draw_noise(context(layout.AXIS).keys("noise", 1), 25_000, 50),
         mesh=layout.mesh(),
         in_specs=P("batch"),
         out_specs=P("batch"),

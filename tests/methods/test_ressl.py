@@ -151,7 +151,7 @@ def test_the_teacher_sees_the_weak_view(small):
 def test_weight_decay_of_the_official_names(small):
     """Names with 'bn' or 'bias' are left out; the shortcuts' norms have neither in PyTorch."""
     config, _ = configs.load("configs/ressl.py:imagenet")
-    method = ressl.make(config, RUN)
+    method = ressl.make(config, RUN._replace(batch=config.batch))
     views = jax.ShapeDtypeStruct((2, 2, 64, 64, 3), "float32")
     params, _ = jax.eval_shape(method.init, jax.random.key(0), views)
     mask = optimizers.rules.outside(config.optimizer.decay_exclude, params)
