@@ -5,7 +5,7 @@ leading b. `index` is the stable number of an example, `label` its class, −1 f
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -63,6 +63,15 @@ def pad(rows: Mapping[str, np.ndarray], missing: int, padding: Mapping[str, Any]
         name: np.concatenate([x, np.full((missing, *x.shape[1:]), values.get(name, 0), x.dtype)])
         for name, x in rows.items()
     }
+
+
+def noun(fields: Iterable[str]) -> str:
+    """What examples are called where people read: 'images', or 'examples' of anything else.
+
+    Args:
+      fields: names of the fields of an example.
+    """
+    return "images" if "image" in fields else "examples"
 
 
 def described(fields: Mapping[str, jax.ShapeDtypeStruct]) -> str:

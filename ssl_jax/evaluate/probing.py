@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict, config_dict
 
 from ssl_jax.checkpoints import kept
+from ssl_jax.contract import batch
 from ssl_jax.data import sources
 from ssl_jax.devices import layout
 from ssl_jax.errors import UserError, near_misses
@@ -336,16 +337,17 @@ def conclude(o: Opened, config: ConfigDict, found: Mapping[str, Any]) -> dict[st
     if jax.process_index() > 0:
         return result
     kind = "held-out training" if result["judged_on"] == "holdout" else "test"
+    noun = batch.noun(o.learn.source.fields)
     print(
         f"{name_of(config)} on {o.dataset}: {saved.config.method.name} after "
         f"{o.restored.step:,} steps, {result['train_examples']:,} training and "
-        f"{result['test_examples']:,} {kind} images"
+        f"{result['test_examples']:,} {kind} {noun}"
     )
     for part, field in ((o.learn, "train_examples"), (o.judge, "test_examples")):
         if part is not None and len(part.rows) == config[field] < part.source.examples:
             print(
-                f"  {len(part.rows):,} of the {part.source.examples:,} images of {part.source.name}"
-                f" (--config.{field})"
+                f"  {len(part.rows):,} of the {part.source.examples:,} {noun} of "
+                f"{part.source.name} (--config.{field})"
             )
     width = 2 + max(map(len, numbers(found)), default=0)
     for name, value in numbers(found).items():

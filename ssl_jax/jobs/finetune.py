@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax.augment.mixing import Mixing
 from ssl_jax.checkpoints import store
+from ssl_jax.contract import batch
 from ssl_jax.data import loader
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate import probing
@@ -159,6 +160,7 @@ def learn(
         look=lambda now: judge(config, o, plan, now),
         monitors=(session.Monitor("top1", top1),) if config.monitor_every else (),
         shown=SHOWN,
+        noun=batch.noun(plan.source.fields),
         max_bad_steps=1,
     )
     state, done, _ = session.train(training, state)

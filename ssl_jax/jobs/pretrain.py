@@ -189,6 +189,7 @@ def learn(e: Experiment, encode, state: TrainState, start: int, manager, folder:
         look=lambda state: monitors.look(e, encode, state),
         monitors=monitors.make(e),
         shown=console.SHOWN,
+        noun=batch.noun(e.train.fields),
         max_bad_steps=c.max_bad_steps,
     )
     return session.train(training, state)

@@ -36,12 +36,13 @@ class Progress:
         total: int,
         start: int = 0,
         shown: Sequence[tuple[str, str, str]] = SHOWN,
+        noun: str = "images",
         stream: TextIO | None = None,
         terminal: bool | None = None,
         every: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._total, self._shown = total, tuple(shown)
+        self._total, self._shown, self._noun = total, tuple(shown), noun
         self._stream = sys.stderr if stream is None else stream
         self._every, self._clock = every, clock
         self._values: dict[str, str] = {}
@@ -116,7 +117,7 @@ class Progress:
     def _text(self, step, now):
         parts = [f"{name} {value}" for name, value in self._values.items()]
         if self._speed is not None:
-            parts.append(f"{_thousands(self._speed)} images/s")
+            parts.append(f"{_thousands(self._speed)} {self._noun}/s")
         done, seconds = step - self._first[0], now - self._first[1]
         if done > 0 and seconds > 0 and step < self._total:
             parts.append(f"{duration((self._total - step) * seconds / done)} left")

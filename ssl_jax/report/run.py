@@ -247,7 +247,7 @@ def text(result: Mapping[str, Any], folder: pathlib.Path) -> str:
     lines += [
         "",
         f"{result['steps']:,} steps in {console.duration(result['wall_seconds'])}"
-        + (f", {speed:,.0f} images/s" if speed else ""),
+        + (f", {speed:,.0f} {worth.noun(result)}/s" if speed else ""),
         f"checkpoint  {folder / 'checkpoints' / str(result['steps'])}",
     ]
     for name, file in (("pictures", "summary.png"), ("report", "index.html")):

@@ -15,6 +15,11 @@ def baselines(result: Mapping[str, Any]) -> dict[str, str]:
     return {"pixels": raw, "untrained": "the untrained encoder"}
 
 
+def noun(result: Mapping[str, Any]) -> str:
+    """'images', or 'examples' of anything else."""
+    return "images" if of_images(result) else "examples"
+
+
 def of_images(result: Mapping[str, Any]) -> bool:
     """Whether the examples of a result.json are images; one that does not say is of images."""
     fields = result.get("fields")
@@ -60,7 +65,7 @@ def sample(result: Mapping[str, Any]) -> str | None:
     learn, judge = result.get("train_examples"), result.get("test_examples")
     if not learn or not judge:
         return None
-    what = "images" if of_images(result) else "examples"
+    what = noun(result)
     kind = "test" if result.get("judged_on") == "test" else "held-out training"
 
     def of(used: int, there: int | None) -> str:

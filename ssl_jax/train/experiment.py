@@ -73,7 +73,8 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
             test = sources.open_source(config.data, "test")
     if train.examples < config.batch:
         raise UserError(
-            f"{train.name} has {train.examples} images, fewer than --config.batch={config.batch}; "
+            f"{train.name} has {train.examples} {batch.noun(train.fields)}, fewer than "
+            f"--config.batch={config.batch}; "
             f"choose a batch of at most {train.examples}"
         )
     per_epoch = train.examples // config.batch
@@ -92,7 +93,8 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
     if micro < method.least_rows:
         raise UserError(
             f"--config.batch={config.batch} in {config.accumulate} micro-batch(es): "
-            f"{config.method.name} compares images, and one alone has nothing to be compared with; "
+            f"{config.method.name} compares examples, and one alone has nothing to be compared "
+            f"with; "
             f"at least {method.least_rows * config.accumulate}"
         )
     devices = config.cpu_devices
@@ -176,7 +178,8 @@ def check_continued(config: ConfigDict, train: sources.Source, before: Run, now:
     mend = "choose another --workdir, or bring the data back"
     if before[:4] != now[:4]:
         raise UserError(
-            f"{train.name} has {now.examples:,} images, but {there} {before.examples:,}; {mend}"
+            f"{train.name} has {now.examples:,} {batch.noun(train.fields)}, but {there} "
+            f"{before.examples:,}; {mend}"
         )
     shapes = [batch.described(run.fields) for run in (before, now)]
     if shapes[0] != shapes[1]:
@@ -277,24 +280,24 @@ def introduce(e: Experiment, folder: pathlib.Path) -> None:
         where += f" of {e.cluster.processes} processes"
     if devices[0].platform == "cpu":
         where += " (one a core where the batch allows)"
-    images = f"{e.train.examples:,} training" + (
-        f" and {e.test.examples:,} test images" if e.test else " images"
-    )
-    print(f"{e.config.method.name} on {e.train.name}: {images}, {batch.described(e.train.fields)}")
+    noun = batch.noun(e.train.fields)
+    sets = f"{e.train.examples:,} training" + (f" and {e.test.examples:,} test" if e.test else "")
+    shape = batch.described(e.train.fields)
+    print(f"{e.config.method.name} on {e.train.name}: {sets} {noun}, {shape}")
     if e.test is None and e.train.classes and e.config.evaluate.split == "test":
         print(
-            "no test split: kNN and the linear probe are judged on a fifth of the training images, "
-            "which the encoder sees as well, without their labels (--config.data.test_split names "
-            "one)"
+            "no test split: kNN and the linear probe are judged on a fifth of the training "
+            f"{noun}, which the encoder sees as well, without their labels "
+            "(--config.data.test_split names one)"
         )
     print(
         f"{e.config.model.name}, {count:,} parameters; {e.total:,} steps of "
-        f"{e.config.batch} images; workdir {folder}"
+        f"{e.config.batch} {noun}; workdir {folder}"
     )
     print(f"on {where}")
     if e.config.data.resident:
         print(
-            f"images in device memory, {resident.size(e.train) / 1e6:,.1f} MB on every device; "
+            f"{noun} in device memory, {resident.size(e.train) / 1e6:,.1f} MB on every device; "
             f"calls of {e.config.steps_at_once} steps"
         )
     lines = optimizers.describe(

@@ -47,6 +47,7 @@ class Session(NamedTuple):
       look: state -> what all monitors read: features, say. Computed once for all of them.
       monitors: in the order in which they are asked.
       shown: columns of the console, see `console.Progress`.
+      noun: what the rows are: 'images', see `contract.batch.noun`.
       max_bad_steps: steps in a row whose loss or gradient is not finite, at which training stops.
     """
 
@@ -64,6 +65,7 @@ class Session(NamedTuple):
     look: Callable[[TrainState], Any]
     monitors: Sequence[Monitor]
     shown: Sequence[tuple[str, str, str]]
+    noun: str
     max_bad_steps: int
 
 
@@ -100,7 +102,7 @@ def train(s: Session, state: TrainState) -> tuple[TrainState, int, dict[str, Any
         if leader:
             file = stack.enter_context(metrics.Metrics(s.folder / "metrics.jsonl", s.start + 1))
             events = stack.enter_context(metrics.Events(s.folder, s.start + 1))
-            progress = stack.enter_context(console.Progress(s.total, s.start, s.shown))
+            progress = stack.enter_context(console.Progress(s.total, s.start, s.shown, s.noun))
 
         def write(done, values):
             file.write(done, values)

@@ -72,7 +72,15 @@ def test_it_learns_is_probed_and_has_a_page(trained):
 def test_one_device_and_streamed_batches_find_the_same(file, trained, tmp_path):
     plain = ("--config.report=False", "--config.monitor.every_steps=0")
     one = [f"--config={file}", f"--workdir={tmp_path / 'one'}", *plain, "--config.cpu_devices=1"]
-    subprocess.run([sys.executable, "-c", DRIVER, *one], cwd=tiny_run.REPOSITORY, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, *one],
+        cwd=tiny_run.REPOSITORY,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    said = done.stdout + done.stderr
+    assert "examples/s" in said and "training and" in said and "images" not in said
     more = ("--config.cpu_devices=4", "--config.data.resident=True")
     assert run(file, tmp_path / "resident", *plain, *more) == 0
     for name in ("one", "resident"):
