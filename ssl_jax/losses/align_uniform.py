@@ -6,6 +6,7 @@ What a contrastive loss makes of many negatives, taken apart: positives near eac
 spread over the sphere. Low is good for both.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -22,7 +23,11 @@ def alignment(x: jax.Array, y: jax.Array, alpha: float = 2.0) -> jax.Array:
 
     Returns:
       float32 [].
+
+    Raises:
+      AssertionError: another shape of y, which might be broadcast.
     """
+    chex.assert_equal_shape([x, y])
     difference = wide(x) - wide(y)
     return jnp.mean(jnp.sum(jnp.square(difference), 1) ** (alpha / 2))
 

@@ -5,6 +5,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -43,6 +44,7 @@ def full_softmax(
 
     Raises:
       UserError: temperature or chunk is not positive.
+      AssertionError: an index for every row of z is not what was given.
 
     Source: Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance
     Discrimination", equations 2 and 3; zhirongw/lemniscate.pytorch lib/LinearAverage.py with
@@ -51,6 +53,7 @@ def full_softmax(
     _check_temperature(temperature)
     if chunk is not None and chunk < 1:
         raise UserError(f"the chunk of the loss is {chunk}; it must be at least 1, or None")
+    chex.assert_shape(index, (len(z),))
     z, bank = wide(z), lax.stop_gradient(bank)
     n = len(bank)
     chunk = min(chunk or n, n)
@@ -101,12 +104,14 @@ def nce(
 
     Raises:
       UserError: temperature is not positive.
+      AssertionError: index or noise has not a row for every row of z.
 
     Source: Wu et al. 2018, equations 4 to 8; zhirongw/lemniscate.pytorch lib/NCEAverage.py and
     lib/NCECriterion.py. The ε and the positive among the candidates of Z are the code's; the
     paper's proximal term (equation 10) is not in the code.
     """
     _check_temperature(temperature)
+    chex.assert_shape([index, noise], [(len(z),), (len(z), None)])
     z, bank = wide(z), lax.stop_gradient(bank)
     n, m = len(bank), noise.shape[1]
     candidates = bank[jnp.concatenate([index[:, None], noise], 1)]  # [b, 1 + m, d]
@@ -139,6 +144,7 @@ def update_bank(
 
     Source: zhirongw/lemniscate.pytorch lib/LinearAverage.py and lib/NCEAverage.py, backward.
     """
+    chex.assert_shape(index, (len(z),))
     bank = lax.stop_gradient(jnp.asarray(bank))
     index, z = collectives.gather((index, wide(lax.stop_gradient(z))), axis)
     rows = unit(momentum * bank[index] + (1 - momentum) * z)

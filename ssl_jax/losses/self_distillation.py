@@ -1,5 +1,6 @@
 """The loss of DINO: a student learns the teacher's distribution over K outputs, across views."""
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -26,11 +27,13 @@ def centred_targets(teacher: jax.Array, centre: jax.Array, temperature: jax.Arra
 
     Raises:
       UserError: temperature is not positive.
+      AssertionError: a centre of another shape, which might be broadcast.
 
     Source: Caron et al. 2021 (DINO), equation 1 and algorithm 1; facebookresearch/dino
     main_dino.py, DINOLoss.forward.
     """
     _check_temperature("teacher", temperature)
+    chex.assert_shape(centre, teacher.shape[-1:])
     teacher = wide(lax.stop_gradient(teacher))
     return jax.nn.softmax((teacher - lax.stop_gradient(centre)) / temperature)
 

@@ -36,3 +36,8 @@ def test_their_ends():
     z = rng.normal(size=(2_000, 128)).astype(np.float32)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     assert float(uniformity(jnp.asarray(z))) == pytest.approx(-4, abs=0.1)
+
+
+def test_what_would_be_broadcast_is_refused():
+    with pytest.raises(AssertionError, match=r"\(1, 2\)"):
+        alignment(jnp.ones((3, 2)), jnp.ones((1, 2)))

@@ -151,3 +151,13 @@ def test_errors():
         instance.nce(z, bank, index, index[:, None], -1, 0.0)
     with pytest.raises(UserError, match="chunk of the loss is 0"):
         instance.full_softmax(z, bank, index, 0.1, 0)
+
+
+def test_rows_that_do_not_fit_are_refused():
+    z, bank, few = jnp.eye(4), jnp.eye(4), jnp.arange(3)
+    with pytest.raises(AssertionError):
+        instance.full_softmax(z, bank, few, 0.1)
+    with pytest.raises(AssertionError):
+        instance.nce(z, bank, jnp.arange(4), jnp.zeros((1, 5), jnp.int32), 0.1, jnp.zeros(()))
+    with pytest.raises(AssertionError):
+        instance.update_bank(bank, few, z, 0.5)

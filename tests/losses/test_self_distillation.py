@@ -165,3 +165,8 @@ def test_errors():
     ]:
         with pytest.raises(ValueError, match="must be"):
             losses.cross_view(jnp.zeros(student), jnp.zeros(targets), 0.1)
+
+
+def test_a_centre_that_would_be_broadcast_is_refused():
+    with pytest.raises(AssertionError):
+        losses.centred_targets(jnp.ones((2, 2, 5)), jnp.zeros(1), 0.1)
