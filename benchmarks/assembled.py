@@ -39,7 +39,7 @@ def preset(
       name: of the method.
       preset: of its config.
       devices: CPU devices to make.
-      mode: of parallel.MODES.
+      mode: of mapping.MODES.
       fields: dotted names of what is otherwise in the config -> values.
 
     Returns:

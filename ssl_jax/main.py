@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     """Runs the command line; returns the exit code.
 
     0 done; 2 a mistake that the user can mend; 143 asked to stop while training, and saved: the
-    same command continues; 130 interrupted elsewhere. (75, from `joining.join`: the other processes
+    same command continues; 130 interrupted elsewhere. (75, from `join.join`: the other processes
     did not come.)
     """
     host.keep_memory_pages()

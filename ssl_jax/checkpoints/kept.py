@@ -40,11 +40,11 @@ class Kept(NamedTuple):
 
     Attributes:
       step: at which it was saved.
-      metrics: name -> number; empty where none was known, or the file of them is damaged.
+      metrics: name -> number; empty where none was known. None: they cannot be read.
     """
 
     step: int
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, float] | None
 
 
 def parse(text: str) -> Best:
@@ -101,6 +101,8 @@ def best_of(kept: Sequence[Kept], best: Best) -> Kept | None:
 def obsolete(kept: Sequence[Kept], keep: int, best: Best) -> list[int]:
     """Steps of the checkpoints that are neither among the newest `keep` nor the best.
 
+    One whose metrics cannot be read may be the best, and stays.
+
     Args:
       kept: all there are.
       keep: how many of the newest stay, at least 1.
@@ -108,7 +110,8 @@ def obsolete(kept: Sequence[Kept], keep: int, best: Best) -> list[int]:
     """
     newest = sorted(one.step for one in kept)[-max(keep, 1) :]
     first = best_of(kept, best)
-    stay = {*newest, *([first.step] if first else [])}
+    unknown = [one.step for one in kept if one.metrics is None]
+    stay = {*newest, *unknown, *([first.step] if first else [])}
     return sorted(one.step for one in kept if one.step not in stay)
 
 
@@ -173,6 +176,8 @@ def resolve(folder: pathlib.Path, which: str | int | pathlib.Path, best: Best = 
                 f"there is {_text(kept)}"
             )
     problem = verify.damage(folder / str(step))
+    if problem and step not in verify.steps(folder):  # the run has deleted it meanwhile
+        return resolve(folder, which, best)
     if problem:
         others = _text([one for one in kept if one.step != step])
         raise UserError(
@@ -212,23 +217,24 @@ def _text(kept: Sequence[Kept]) -> str:
     """'100 (knn_top1 0.81), 200' for messages; 'none' where there is none."""
 
     def one(kept):
-        known = ", ".join(f"{name} {value:.4g}" for name, value in kept.metrics.items())
+        known = ", ".join(f"{name} {value:.4g}" for name, value in (kept.metrics or {}).items())
         return f"{kept.step} ({known})" if known else str(kept.step)
 
     return ", ".join(map(one, kept)) or "none"
 
 
-def _metrics(step: pathlib.Path) -> dict[str, float]:
-    """The numbers of one checkpoint; said where their file is damaged, and empty."""
+def _metrics(step: pathlib.Path) -> dict[str, float] | None:
+    """The numbers of one checkpoint; None where they cannot be read, which is said."""
     try:
         if problem := verify.damage(step, METRICS):
-            if step.is_dir():  # else the run has deleted it meanwhile
-                warn(f"checkpoint {step} is damaged: {problem}; its metrics do not count")
-            return {}
+            if not step.is_dir():  # the run has deleted it meanwhile
+                return {}
+            warn(f"checkpoint {step} is damaged: {problem}; its metrics do not count")
+            return None
         content = json.loads((step / METRICS).read_text())
     except FileNotFoundError:  # saved without any, or deleted meanwhile
         return {}
     except (OSError, ValueError, RecursionError) as error:
         warn(f"the metrics of checkpoint {step} cannot be read ({type(error).__name__})")
-        return {}
-    return numbers(content) if isinstance(content, dict) else {}
+        return None
+    return numbers(content) if isinstance(content, dict) else None

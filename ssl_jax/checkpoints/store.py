@@ -213,15 +213,15 @@ def _start(
       say: what goes wrong later is said as soon as it does.
     """
     folder = manager.directory
-    if not folder.is_dir():
-        # Not made anew: where a mount is lost, its empty mount point would fill up instead.
-        return f"{folder} is gone"
-    if step in manager.all_steps():
-        return None
     items = {STATE: ocp.args.PyTreeSave(state)}
     if numbers := kept.numbers(metrics):
         items[METRICS] = ocp.args.JsonSave(numbers)
     try:
+        if not folder.is_dir():
+            # Not made anew: where a mount is lost, its empty mount point would fill up instead.
+            return f"{folder} is gone"
+        if step in manager.all_steps():
+            return None
         manager._saver.save(
             _unsealed(folder, step),
             args=ocp.args.Composite(**items),
@@ -284,8 +284,9 @@ def _forget(manager: Manager) -> None:
     for _ in range(20):
         _clean(manager.directory)
         time.sleep(0.05)
-        if not _unfinished(manager.directory):
-            break
+        with contextlib.suppress(OSError):
+            if not _unfinished(manager.directory):
+                break
 
 
 def _say_not_saved(manager, step: int, problem: str) -> None:
@@ -301,13 +302,17 @@ def _unfinished(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _clean(folder: pathlib.Path) -> None:
-    """Deletes half-written and old steps; again where a failed save's thread still adds to one."""
-    for left in _unfinished(folder):
-        for _ in range(20):
-            shutil.rmtree(left, ignore_errors=True)
-            if not left.exists():
-                break
-            time.sleep(0.05)
+    """Deletes half-written and old steps; again where a failed save's thread still adds to one.
+
+    What cannot be deleted now, is after the next save.
+    """
+    with contextlib.suppress(OSError):
+        for left in _unfinished(folder):
+            for _ in range(20):
+                shutil.rmtree(left, ignore_errors=True)
+                if not left.exists():
+                    break
+                time.sleep(0.05)
 
 
 def _line(error: BaseException) -> str:

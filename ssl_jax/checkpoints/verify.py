@@ -36,34 +36,23 @@ def newest(manager, *, read_only: bool = False) -> int | None:
     return _on_every_process(manager, lambda folder: choose(folder, read_only))
 
 
-def read_newest(manager, read: Callable[[int], Any]) -> tuple[Any, int] | None:
-    """Reads the newest whole checkpoint of a run that may be training meanwhile.
-
-    Args:
-      manager: from `store.open_manager(read_only=True)`.
-      read: step -> what is wanted of it.
-
-    Returns:
-      (what `read` returned, step); None where there is no checkpoint.
-
-    Raises:
-      UserError: none is whole; or the run deletes them faster than they are read.
-      whatever `read` raises.
-    """
-    return read_picked(manager, read, lambda folder: choose(folder, read_only=True))
-
-
 def read_picked(
     manager, read: Callable[[int], Any], pick: Callable[[pathlib.Path], int]
 ) -> tuple[Any, int] | None:
     """Reads the checkpoint that `pick` finds; again where the run deletes it meanwhile.
 
     Args:
-      manager, read: as for `read_newest`.
+      manager: from `store.open_manager(read_only=True)`.
+      read: step -> what is wanted of it.
       pick: folder of checkpoints -> step of one that is whole, or -1 where there is none. Process 0
         calls it.
 
-    Returns, raises: as `read_newest`, and what `pick` raises.
+    Returns:
+      (what `read` returned, step); None where there is no checkpoint.
+
+    Raises:
+      UserError: the run deletes checkpoints faster than they are read.
+      whatever `read` and `pick` raise.
     """
     folder = pathlib.Path(manager.directory)
     for _ in range(SPARED):

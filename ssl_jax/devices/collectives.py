@@ -1,4 +1,5 @@
-"""Collectives: what the devices say to each other within a step. No other room calls `lax`'s.
+"""Collectives: what the devices say to each other within a step. No other room calls `lax`'s but
+`Context.keys` of the contract, which asks for the index of its device.
 
 A step is written once, for the rows of one device, with the name of the device axis, or None. Every
 collective here is the identity when the axis is None: the single device and the global view of

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from ssl_jax.checkpoints import kept
 from ssl_jax.data.sources import scenes
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.evaluate import probing
@@ -25,7 +26,7 @@ MAIN = ("miou", "rmse")  # of the baselines, what is printed and averaged over r
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
-    """Linear segmentation and depth of drawn scenes (evaluate/dense*.py, data/sources/scenes.py).
+    """Linear segmentation and depth of drawn scenes (evaluate/dense/, data/sources/scenes.py).
 
     Beside the run's encoder it measures the same encoder untrained, the pixels under each cell of
     the map, and a constant: the commonest class and the geometric mean depth. dense.png shows six
@@ -49,7 +50,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     for folder in runs:
         sized = config.copy_and_resolve_references()
         if sized.data.size is None:
-            sized.data.size = past.read(folder).config.evaluate.size
+            sized.data.size = past.read(kept.locate(folder)[0]).config.evaluate.size
         o = probing.open_run(sized, folder, cluster, alone=len(runs) == 1, labels=False)
         results.append(probing.conclude(o, config, measure(o, sized)))
     if len(runs) > 1:

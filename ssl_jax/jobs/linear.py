@@ -26,8 +26,9 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     """A linear classifier on the features of an encoder that does not move.
 
     `solver` 'lbfgs': multinomial logistic regression on standardised features, to its optimum
-    (probes/linear.py). 'sgd': the official protocols (probes/linear_sgd.py). What is chosen,
-    regularisation or learning rate, is chosen on a hold-out of the training images, never on test.
+    (evaluate/probes/linear.py). 'sgd': the official protocols (evaluate/probes/linear_sgd.py). What
+    is chosen, regularisation or learning rate, is chosen on a hold-out of the training images,
+    never on test.
 
     The features are the encoder's own, or, for a ViT, those of `encoder.last_blocks`. They are
     computed once, from images that are resized and cropped as in evaluation. The official SGD

@@ -56,8 +56,8 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
 def pretrain(config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path, began: float) -> int:
     """`run` in its workdir, which no other process trains in; `began` in seconds of time.time()."""
     saved = past.standing(config, cluster, folder)
-    result = workdir.read_result(folder) if saved is not None else None
-    if result is not None and config.extend <= saved.config.get("extend", 0.0):
+    result = past.finished(config, saved, folder) if saved is not None else None
+    if result is not None:
         print(f"{folder} is finished. Its result:\n\n{report.text(result, folder)}")
         return 0
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
+from ssl_jax.checkpoints import kept
 from ssl_jax.errors import UserError
 from ssl_jax.evaluate import probing
 from ssl_jax.evaluate.features import encoder
@@ -40,7 +41,8 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         look(config, folder, cluster)._replace(name=name)
         for folder, name in zip(folders, names, strict=True)
     ]
-    into = pathlib.Path("runs/report") if len(folders) > 1 else folders[0] / "report"
+    own = kept.locate(folders[0])[0] / "report"
+    into = pathlib.Path("runs/report") if len(folders) > 1 else own
     into = pathlib.Path(config.workdir) if config.workdir else into
     file = into / "index.html"
     page.write(file, found)
@@ -83,15 +85,21 @@ def names_of(folders: Sequence[pathlib.Path]) -> list[str]:
 
 
 def look(config: ConfigDict, folder: pathlib.Path, cluster: host.Cluster) -> Run:
-    """One run, with pictures where its checkpoint and its images can be read."""
+    """One run, with pictures where its checkpoint and its images can be read.
+
+    Args:
+      folder: its workdir, or the path of one of its checkpoints.
+    """
+    run, _ = kept.locate(folder)
     try:
         opened = probing.open_run(config, folder, cluster, labels=False)
-        picked = encoder.restore(folder, opened.mesh, select=collect.weights, step=opened.step)
+        step = str(opened.restored.step)  # 'last' may be another by now
+        picked = encoder.restore(opened.run, opened.mesh, select=collect.weights, step=step)
         seen = collect.see(opened, config.batch)
     except (UserError, OSError) as error:
-        return collect.run_of(folder, None, (f"No pictures: {error}",))
+        return collect.run_of(run, None, (f"No pictures: {error}",))
     drawn, saved = None, opened.restored.saved
     if jax.process_index() == 0:
         method, _ = encoder.creation(saved)
         drawn = collect.draw(saved.config, method, picked.variables, seen)
-    return collect.run_of(folder, drawn, width=seen.features.shape[1])
+    return collect.run_of(run, drawn, width=seen.features.shape[1])

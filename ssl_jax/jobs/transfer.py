@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from ssl_jax.checkpoints import kept
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.evaluate import multilabel, probing
 from ssl_jax.evaluate.features import run_features
@@ -131,6 +132,8 @@ def conclude(
     Returns:
       the content of result.json: every number under its own name, besides the table.
     """
+    run, number = kept.locate(run)
+    step = config.step if number is None else str(number)
     saved = past.read(run)
     flat = {}
     for row in (*single, *multi):
@@ -150,7 +153,9 @@ def conclude(
         "table": single + multi,
     }
     place = (
-        pathlib.Path(config.workdir) if alone and config.workdir else run / probing.name_of(config)
+        pathlib.Path(config.workdir)
+        if alone and config.workdir
+        else run / probing.name_of(config, step)
     )
     workdir.write_result(place / "result.json", lambda: result)
     if jax.process_index() > 0:

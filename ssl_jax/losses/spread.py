@@ -22,8 +22,8 @@ def spread(z: jax.Array, axis: str | None) -> dict[str, jax.Array]:
         embedding_rank = (tr C)² / tr(C²)         participation ratio: m, where m directions share
                                                   the variance equally. On a line: 1.
 
-    Metrics without a gradient. `evaluate.collapse` measures the encoder's features, at leisure;
-    this is what the loss sees, in every step.
+    Metrics without a gradient. `evaluate/health/collapse.py` measures the encoder's features, at
+    leisure; this is what the loss sees, in every step.
 
     Args:
       z: [..., d], any finite scale; rows of this device.

@@ -1,6 +1,6 @@
 """Which processes the run has, found in the flags or in the environment.
 
-`find` decides and touches nothing: flags and environment in, a `Found` out; `joining.join` makes it
+`find` decides and touches nothing: flags and environment in, a `Found` out; `join.join` makes it
 so. JAX's own detection reads the same variables; here a damaged environment is one line, GPUs that
 the scheduler has already divided are left as they are, and a process that srun did not start does
 not wait for others. On TPUs JAX's own detection is used: only it knows the pod's metadata.

@@ -1,4 +1,4 @@
-"""Joining the processes that `cluster.find` found, and ending without keeping them waiting.
+"""Joining the processes that `find.find` found, and ending without keeping them waiting.
 
 A coordinator that does not answer ends the process with a message.
 """
@@ -23,7 +23,7 @@ def join(found: Found, timeout: int = JOIN_SECONDS) -> Cluster:
     """Joins the processes of the run, before anything else uses JAX; process 0 says so in one line.
 
     Args:
-      found: from `cluster.find`.
+      found: from `find.find`.
       timeout: seconds to wait for the coordinator and for the other processes.
 
     Returns:

@@ -107,7 +107,7 @@ class Run(NamedTuple):
       config: nested dictionaries, as config.json holds it.
       total_steps: of the whole run.
       steps_per_epoch: optimizer steps of one pass over the data.
-      records: lines of metrics.jsonl, as `logs.read` gives them.
+      records: lines of metrics.jsonl, as `metrics.read` gives them.
       result: result.json; None while the run is unfinished.
       width: of the features d; None if unknown.
       command: what continues the run, or runs it again; None if it cannot be told.

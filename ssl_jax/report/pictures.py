@@ -68,7 +68,7 @@ def curves(
 
     Args:
       path: PNG to write.
-      records: as `logs.read` gives them: 'step' and any other keys, each present in some.
+      records: as `metrics.read` gives them: 'step' and any other keys, each present in some.
       panels: what to draw; a panel without a record is left out, and so are values that are not
         finite (a red tick on the axis marks their step).
       title: above all.

@@ -9,10 +9,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ssl_jax.checkpoints import kept
+from ssl_jax.devices import mapping
 from ssl_jax.errors import UserError, near_misses
 from ssl_jax.runs import config as configs
 
-MODES = ("shard_map", "pmap", "jit")
 SPLITS = ("test", "holdout")
 RECIPES = ("refuse", "tenth", "keep")
 UNITS = ("batches", "examples")
@@ -32,7 +32,7 @@ NATURAL = (  # from 0 on
 )
 SHARES = ("data.max_bad", "optimizer.momentum")  # from 0 to 1
 NAMES = {
-    "parallel": MODES,
+    "parallel": mapping.MODES,
     "evaluate.split": SPLITS,
     "recipe": RECIPES,
     "epochs_in": UNITS,
@@ -49,16 +49,7 @@ def pretraining(config: ConfigDict) -> None:
     """
     known(config)
     fields(config)
-    if config.steps is None and config.epochs is None:
-        raise UserError("neither --config.steps nor --config.epochs is set; set one of them")
-    which = "steps" if config.steps is not None else "epochs"
-    if not 0 < config[which] < math.inf:
-        raise UserError(f"--config.{which} is {config[which]}; it must be above 0")
-    if config.batch % config.accumulate:
-        raise UserError(
-            f"--config.batch={config.batch} is not a multiple of "
-            f"--config.accumulate={config.accumulate}"
-        )
+    length(config)
     kept.parse(config.checkpoint.best)
     steps_at_once(config)
     view = config.evaluate
@@ -76,6 +67,24 @@ def pretraining(config: ConfigDict) -> None:
             raise UserError(
                 f"--config.views.{name} is no augmentation; see ssl_jax/augment/policies.py"
             )
+
+
+def length(config: ConfigDict) -> None:
+    """Checks how long a training is, and that its batch is whole micro-batches.
+
+    Raises:
+      UserError: neither steps nor epochs, or what cannot be.
+    """
+    if config.steps is None and config.epochs is None:
+        raise UserError("neither --config.steps nor --config.epochs is set; set one of them")
+    which = "steps" if config.steps is not None else "epochs"
+    if not 0 < config[which] < math.inf:
+        raise UserError(f"--config.{which} is {config[which]}; it must be above 0")
+    if config.batch % config.accumulate:
+        raise UserError(
+            f"--config.batch={config.batch} is not a multiple of "
+            f"--config.accumulate={config.accumulate}"
+        )
 
 
 def remarks(config: ConfigDict) -> list[str]:
@@ -109,6 +118,7 @@ def fields(config: ConfigDict) -> None:
                 raise UserError(f"--config.{name} is {value}; it must be {what}")
 
     each(COUNTS, lambda x: x >= 1, "at least 1")
+    each(COUNTS, lambda x: x == math.inf or x == int(x), "a whole number")
     each(NATURAL, lambda x: 0 <= x < math.inf, "at least 0")
     each(SHARES, lambda x: 0 <= x <= 1, "from 0 to 1")
     for name, choices in NAMES.items():

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_dict
 
 from ssl_jax.errors import UserError, near_misses
 
-# Fields that may differ when a run is continued: none of them changes what is computed.
+# Fields that may differ when a run is continued: none of them changes the steps of its recipe.
 FREE_ON_RESUME = (
     "workdir",
     "extend",

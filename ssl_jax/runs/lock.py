@@ -47,7 +47,7 @@ def hold(folder: pathlib.Path, cluster: host.Cluster, patience: float = PATIENCE
       UserError: another process holds it: which one, where, since when.
     """
     if cluster.process > 0:
-        problem = talk.text_from_first(f"lock/{folder.absolute()}", None, cluster)
+        problem = talk.text_from_first(f"lock/{folder}", None, cluster)
         if problem:
             raise UserError(problem)
         yield
@@ -57,7 +57,7 @@ def hold(folder: pathlib.Path, cluster: host.Cluster, patience: float = PATIENCE
         problem, file = None, _take(folder, patience)
     except UserError as error:
         problem, file = str(error), None
-    talk.text_from_first(f"lock/{folder.absolute()}", problem or "", cluster)
+    talk.text_from_first(f"lock/{folder}", problem or "", cluster)
     if problem:
         if cluster.processes > 1:
             time.sleep(GRACE)
@@ -67,7 +67,8 @@ def hold(folder: pathlib.Path, cluster: host.Cluster, patience: float = PATIENCE
     finally:
         if file is not None:
             with contextlib.suppress(OSError):
-                (folder / NAME).unlink()
+                if _is_at(file, folder / NAME):  # else it was deleted by hand: that is another's
+                    (folder / NAME).unlink()
             os.close(file)
         with contextlib.suppress(OSError):  # not empty: something was written
             for made in missing:
@@ -86,9 +87,17 @@ def _take(folder: pathlib.Path, patience: float) -> int | None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # whoever held it removed the empty folder
+        except FileNotFoundError:  # whoever held it removed the empty folder, or there can be none
+            if time.monotonic() - began > UNKNOWN:
+                return None  # what must write says so
+            time.sleep(0.05)
             continue
-        except OSError:  # nothing can be written here; what must write says so
+        except OSError as error:  # nothing can be written here; what must write says so
+            if path.exists():
+                warn(
+                    f"{path} cannot be opened ({error.strerror}); see to it that no other process "
+                    f"trains in {folder}"
+                )
             return None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -368,11 +368,16 @@ def begin(e: Experiment, manager) -> tuple[TrainState, int]:
 
     Raises:
       UserError: every checkpoint is damaged, or they are of another model; or the newest lies
-        within a call of several steps.
+        within a call of several steps, or beyond the end.
     """
     latest = verify.newest(manager)
     if latest is None:
         return e.create(jax.random.key(e.config.seed)), 0
+    if latest > e.total:
+        raise UserError(
+            f"the run in {e.config.workdir} stands at step {latest:,}, beyond its end, "
+            f"{e.total:,}; give it the --config.extend that it had"
+        )
     k = e.config.steps_at_once or 1
     if latest % k and latest < e.total:
         raise UserError(

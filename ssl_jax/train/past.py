@@ -1,6 +1,7 @@
 """A run that is there already: its config as this version reads it, and whether it goes on."""
 
 import pathlib
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -58,9 +59,13 @@ def standing(
     Raises:
       UserError: there is a run of other values.
     """
+    if not (folder / "config.json").is_file() and (folder / "job.json").is_file():
+        raise UserError(f"{folder} holds a fine-tuning; choose another --workdir")
     saved = read(folder)
     if saved is None:
         return None
+    if saved.config.recipe == "keep" and config.recipe == "refuse":
+        config.recipe = "keep"  # 'refuse' asks whether a run may begin; this one has
     before = saved.config.copy_and_resolve_references()
     before.data.source = sources.absolute(before.data.source)
     moved = configs.MOVED if goes_on(config, saved, folder) else ()
@@ -79,7 +84,17 @@ def standing(
 
 def goes_on(config: ConfigDict, saved: workdir.Saved, folder: pathlib.Path) -> bool:
     """Whether a run may go on where its pictures lie now; `assemble` then compares them."""
-    longer = config.extend > saved.config.get("extend", 0.0)
-    unfinished = workdir.read_result(folder) is None
     known = bool(saved.identity) and workdir.has_learned(folder)
-    return known and (unfinished or longer) and not config.overwrite
+    return known and finished(config, saved, folder) is None and not config.overwrite
+
+
+def finished(
+    config: ConfigDict, saved: workdir.Saved, folder: pathlib.Path
+) -> dict[str, Any] | None:
+    """The result of a run that has made all steps that are asked for; None of any other.
+
+    A result of fewer steps is that of the run before it was extended.
+    """
+    result = workdir.read_result(folder)
+    wanted = saved.run.total_steps + round(config.extend * saved.run.steps_per_epoch)
+    return result if result is not None and result["steps"] >= wanted else None

@@ -80,7 +80,7 @@ def train(s: Session, state: TrainState) -> tuple[TrainState, int, dict[str, Any
       state: the state before step `start`.
 
     Returns:
-      (state, steps done, newest values of the monitors).
+      (state, steps done, what the last checkpoint can be compared by).
 
     Raises:
       UserError: too many steps in a row were not finite.
@@ -135,7 +135,8 @@ def train(s: Session, state: TrainState) -> tuple[TrainState, int, dict[str, Any
                         "spreads above the median of those logged before"
                     )
             row = int(found["skipped_in_a_row"])
-            if row >= s.max_bad_steps:
+            # Where one is too many it may lie anywhere since the log before.
+            if row >= s.max_bad_steps or (s.max_bad_steps == 1 and bad):
                 s.manager.wait_until_finished()  # the message names the newest checkpoint
                 raise UserError(too_many_bad(bad, done, row, s.manager))
             if row == 0:
@@ -167,6 +168,11 @@ def train(s: Session, state: TrainState) -> tuple[TrainState, int, dict[str, Any
                 if "alarm" in newest:
                     progress.note(f"ALARM at step {at:,}: {newest['alarm']}")
 
+        def known():
+            """What a checkpoint can be compared by: the monitors' values, or the step's own."""
+            best = s.manager.best.metric
+            return {**{name: value for name, value in logged.items() if name == best}, **newest}
+
         def calls():
             try:
                 yield from s.feed.calls
@@ -187,20 +193,20 @@ def train(s: Session, state: TrainState) -> tuple[TrainState, int, dict[str, Any
                 log=log,
                 bad=skipped,
                 monitor=monitor,
-                checkpoint=lambda now: store.save(s.manager, now, newest),
+                checkpoint=lambda now: store.save(s.manager, now, known()),
                 stop=stop,
             ),
             at_once=s.at_once,
         )
         if failed:
-            store.save_last(s.manager, state)
+            store.save_last(s.manager, state, known())
             if isinstance(failed[0], Lost):
                 more = f"saved at step {done}; the same command continues"
                 raise Lost(f"{failed[0]} {more}") from failed[0]
             raise failed[0]
         if done == s.total:
             monitor(state)
-    return state, done, newest
+    return state, done, known()
 
 
 def too_many_bad(bad: Mapping[int, str], done: int, row: int, manager) -> str:
@@ -210,12 +216,16 @@ def too_many_bad(bad: Mapping[int, str], done: int, row: int, manager) -> str:
       bad: step -> what was not finite. The first of the row may be missing: a run before this one
         skipped it.
     """
-    first, saved = done - row + 1, manager.latest_step()
+    first = done - row + 1 if row else min(bad)
+    saved = manager.latest_step()
     what = bad.get(first, bad[min(bad)])
     kept = "nothing is saved" if saved is None else f"checkpoint {saved} has the last good ones"
-    steps = "one step" if row == 1 else f"{row:,} steps in a row"
+    if row <= 1:
+        said = f"at step {first:,}, which did not change the parameters"
+    else:
+        said = f"since step {first:,}: {row:,} steps in a row did not change the parameters"
+        said += " (--config.max_bad_steps)"
     return (
-        f"the {what} is not finite since step {first:,}: {steps} did not change the parameters "
-        f"(--config.max_bad_steps); {kept}. Begin in another --workdir with a lower "
+        f"the {what} is not finite {said}; {kept}. Begin in another --workdir with a lower "
         "--config.optimizer.learning_rate, or with --config.optimizer.clip_norm"
     )

@@ -84,6 +84,7 @@ def of_config(config: ConfigDict, encoder: Encoder, classes: int) -> Method:
     Raises:
       UserError: see `network_of`.
     """
+    network = network_of(config, encoder)  # first: of what is no network on images it says so
     see = encoder.view._replace(interpolation=config.interpolation)
     view = {**config.view, "mean": see.mean, "std": see.std}
     recipe = Recipe(
@@ -94,7 +95,7 @@ def of_config(config: ConfigDict, encoder: Encoder, classes: int) -> Method:
         label_smoothing=config.label_smoothing,
         head=config.head,
     )
-    return make(network_of(config, encoder), classes, recipe)
+    return make(network, classes, recipe)
 
 
 def network_of(config: ConfigDict, of: Encoder) -> nn.Module:

@@ -174,7 +174,7 @@ def test_a_damaged_one_is_refused_where_it_was_asked_for(copy, capsys):
 
 def test_damaged_metrics_do_not_count(copy, capsys):
     (copy / "4" / "metrics" / "metrics").write_text('{"loss": 9.5}')
-    assert kept.listed(copy)[0] == Kept(4, {})
+    assert kept.listed(copy)[0] == Kept(4, None)
     assert kept.resolve(copy, "best", LOSS) == 12
     assert "checkpoints/4 is damaged: metrics/metrics " in capsys.readouterr().err
 
@@ -198,3 +198,16 @@ def test_the_best_by_another_metric_stays(tmp_path):
         for step, loss in losses.items():
             store.save(manager, create(step=step), {"loss": loss, "knn_top1": step / 10})
     assert [one.step for one in kept.listed(tmp_path)] == [2, 4, 5]
+
+
+def test_what_cannot_be_read_may_be_the_best_and_stays(tmp_path, capsys):
+    with store.open_manager(tmp_path, 3) as manager:
+        for step, value in ((1, 0.9), (2, 0.1), (3, 0.2)):
+            store.save(manager, create(step=step), {"knn_top1": value})
+            manager.wait_until_finished()
+    (tmp_path / "1" / kept.METRICS).write_text("{")
+    there = kept.listed(tmp_path)
+    assert [one.metrics is None for one in there] == [True, False, False]
+    assert kept.obsolete(there, 1, Best("knn_top1", "max")) == [2]
+    assert kept.best_of(there, Best("knn_top1", "max")).step == 3
+    assert "checkpoint" in capsys.readouterr().err

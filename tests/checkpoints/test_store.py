@@ -1,5 +1,8 @@
 """Checkpoints: the whole state back to the last bit, the encoder alone, and clear refusals."""
 
+import errno
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,3 +106,17 @@ def test_an_old_step_leaves_at_once_and_whole(tmp_path, monkeypatch):
         store.save(manager, step(4))
         manager.wait_until_finished()
     assert sorted(f.name for f in folder.iterdir()) == ["4"]
+
+
+def test_a_file_system_that_fails_for_a_moment_costs_one_checkpoint(tmp_path, monkeypatch, capsys):
+    def stale(folder):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with store.open_manager(tmp_path, 2) as manager:
+        with monkeypatch.context() as during:
+            during.setattr(verify, "steps", stale)
+            store.save(manager, create(step=1))
+        store.save(manager, create(step=2))
+    said = capsys.readouterr().err
+    assert "1 is not saved (" in said and os.strerror(errno.ESTALE) in said
+    assert verify.steps(tmp_path) == [2]

@@ -200,6 +200,19 @@ def test_fields_younger_than_a_fine_tuning_mean_what_it_did():
     assert start.completed(now, "bfloat16") == now
 
 
+def test_it_is_not_continued_from_another_run_in_the_same_folder(runs, tmp_path, capsys):
+    """As after --overwrite: the folder of the fine-tuning is left, its run is another."""
+    shutil.copytree(runs / "0", tmp_path / "run")
+    assert run(tmp_path / "run") == 0
+    for name in ("config.json", "checkpoints"):
+        there, other = tmp_path / "run" / name, runs / "1" / name
+        shutil.rmtree(there) if there.is_dir() else there.unlink()
+        (shutil.copytree if other.is_dir() else shutil.copy)(other, there)
+    capsys.readouterr()
+    assert run(tmp_path / "run") == 2
+    assert "differs in seed of the run" in capsys.readouterr().err
+
+
 def test_few_labels_of_several_runs(runs, tmp_path, capsys):
     """40 labels fill a batch of 64, and every run and share has a folder of its own."""
     both = f"{runs / '0'},{runs / '1'}"

@@ -69,6 +69,12 @@ def test_a_warm_up_to_the_end_of_it_is_kept(old):
     file = old / "config.json"
     assert past.read(old).config.recipe == "refuse", "nothing of it is too long"
     content = json.loads(file.read_text())
-    content["config"]["optimizer"]["warmup_epochs"] = 3.0
+    content["config"]["optimizer"].update(warmup_epochs=3.0, warmup_fraction=0.0)
     file.write_text(json.dumps(content))
     assert past.read(old).config.recipe == "keep"
+    # The command that it began with: `recipe` is younger.
+    (old / "result.json").unlink()
+    shutil.rmtree(old / "checkpoints" / "12")
+    long = ("--config.optimizer.warmup_epochs=3.0", "--config.optimizer.warmup_fraction=0.0")
+    assert tiny_run.run(old, *SAME, *long) == 0
+    assert result(old)["steps"] == 12

@@ -79,6 +79,23 @@ def test_one_table(finished, several, tmp_path, capsys):
     assert near["knn_top1"] == digits["knn_top1"]
 
 
+@pytest.mark.parametrize("job", ["transfer", "dense", "report"])
+def test_a_checkpoint_by_its_path(finished, job, tmp_path):
+    more = {
+        "transfer": ("--config.sources=digits",),
+        "dense": ("--config.task=depth", "--config.data.size=28"),
+    }
+    path = finished / "checkpoints" / "4"
+    if job == "report":
+        given = [f"--config=configs/{job}.py", f"--config.runs={path}", "--config.cpu_devices=4"]
+        assert tiny_run.main.main([*given, f"--workdir={tmp_path}"]) == 0
+        assert "simclr" in (tmp_path / "index.html").read_text()
+        return
+    assert probe(path, *more[job], job=job) == 0
+    (found,) = finished.glob(f"{job}_4*/result.json")
+    assert json.loads(found.read_text())["checkpoint"] == str(finished)
+
+
 def test_names_of_data_sets():
     config, _ = configs.load("configs/transfer.py")
     config.sources = "digits, folder:/a/flowers/,tfds:cifar10"

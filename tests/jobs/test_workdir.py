@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from kit import tiny_run
 
+from ssl_jax.checkpoints import kept
 from ssl_jax.evaluate import monitors
 from ssl_jax.logs import metrics
 from ssl_jax.train import loop
@@ -42,9 +43,35 @@ def test_a_finished_run_is_extended(run, tmp_path, schedule, capsys):
     np.testing.assert_allclose(found, np.broadcast_to(expected, 6), rtol=1e-5, atol=1e-9)
     assert tiny_run.run(tmp_path / "whole", *more) == 0
     assert result(tmp_path / "whole")["fingerprint"] == result(run)["fingerprint"]
+    # Killed within its extension: the result is still that of four steps, and not the end.
+    shutil.rmtree(run / "checkpoints" / "10")
+    before = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({**before, "steps": 4}))
     capsys.readouterr()
     assert tiny_run.run(run, *more) == 0
+    assert "continuing at step" in capsys.readouterr().out
+    assert result(run)["fingerprint"] == before["fingerprint"] and result(run)["steps"] == 10
+    assert tiny_run.run(run, *more) == 0
     assert "is finished" in capsys.readouterr().out
+
+
+def test_a_state_beyond_the_end_is_no_result(run, capsys):
+    """It stands within an extension that the command does not ask for."""
+    (run / "checkpoints" / "4").rename(run / "checkpoints" / "9")
+    (run / "result.json").unlink()
+    assert tiny_run.run(run, *SHORT) == 2
+    assert "stands at step 9, beyond its end, 4" in capsys.readouterr().err
+
+
+def test_the_best_of_a_value_of_the_step(tmp_path):
+    """Not of a monitor: there is none."""
+    more = ("--config.checkpoint.best=min:loss", "--config.checkpoint.every_steps=2")
+    assert tiny_run.run(tmp_path, *more, "--config.checkpoint.keep=1") == 0
+    losses = {r["step"]: r["loss"] for r in metrics.read(tmp_path / "metrics.jsonl") if "loss" in r}
+    there = kept.listed(tmp_path / "checkpoints")
+    assert all(one.metrics["loss"] == pytest.approx(losses[one.step]) for one in there)
+    least = min(losses[step] for step in range(2, 13, 2))
+    assert losses[kept.resolve(tmp_path / "checkpoints", "best", kept.parse("min:loss"))] == least
 
 
 def test_a_run_that_learned_nothing_gives_way(tmp_path, monkeypatch, capsys):

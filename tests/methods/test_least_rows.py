@@ -31,7 +31,7 @@ def gradient(name, rows):
     def largest(key):
         views = method.views(key, batch, ctx)
         params, state = method.init(key, views)
-        if "clustered" in state:  # as after an epoch: labels, and prototypes that are not zero
+        if "labels" in state:  # as after an epoch: labels, and prototypes that are not zero
             state = {**state, "labels": jnp.zeros_like(state["labels"])}
             if "prototypes" in state:
                 state["prototypes"] = [x + jnp.eye(*x.shape) for x in state["prototypes"]]

@@ -19,6 +19,7 @@ def digits(**changes):
     ("field", "value", "message"),
     [
         ("batch", 0, "--config.batch is 0; it must be at least 1"),
+        ("batch", 2.5, "--config.batch is 2.5; it must be a whole number"),
         ("accumulate", 3, "not a multiple of"),
         ("parallel", "shardmap", "Did you mean shard_map"),
         ("steps", -1, "--config.steps is -1; it must be above 0"),

@@ -1,6 +1,7 @@
 """One process trains in a workdir; the second is told who does. By real processes."""
 
 import os
+import pathlib
 import re
 import signal
 import socket
@@ -144,3 +145,28 @@ def test_all_processes_of_a_run_are_refused(holder, tmp_path):
     )  # on a busy machine XLA ends it, as process 0 is gone
     assert f"error: {tmp_path / 'run'} is in use by process {process.pid} on" in outs[0]
     assert [f.name for f in (tmp_path / "run").iterdir()] == [lock.NAME], "nothing was written"
+
+
+def test_a_folder_that_can_never_be_made_is_left_to_what_must_write(monkeypatch):
+    """`mkdir` below /proc says for ever that something is missing, as in a deleted folder."""
+    monkeypatch.setattr(lock, "UNKNOWN", 0.2)
+    with lock.hold(pathlib.Path("/proc/none/run"), ALONE):
+        pass
+
+
+def test_a_lock_of_another_user_is_said(tmp_path, monkeypatch, capsys):
+    def refused(path, *_):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / lock.NAME).touch()
+    monkeypatch.setattr(lock.os, "open", refused)
+    with lock.hold(tmp_path, ALONE):
+        pass
+    assert ".lock cannot be opened (Permission denied)" in capsys.readouterr().err
+
+
+def test_the_lock_that_another_took_over_is_not_deleted(tmp_path):
+    with lock.hold(tmp_path, ALONE):
+        (tmp_path / lock.NAME).unlink()  # by hand, as the message says
+        (tmp_path / lock.NAME).write_text("another's")
+    assert (tmp_path / lock.NAME).read_text() == "another's"

@@ -1,7 +1,7 @@
 """TensorFlow Datasets, read without TensorFlow.
 
 Sets prepared as array_record are read by `as_data_source`, encoded as they are, and decoded by
-decode.py. Sets prepared as TFRecord are first converted, once (see tfrecord.py).
+data/decode/. Sets prepared as TFRecord are first converted, once (see tfrecord.py).
 """
 
 import logging

@@ -166,6 +166,12 @@ def network(o: Opened, which: str) -> tuple[Any, Encoder]:
             raise UserError(
                 f"{saved.config.method.name} has no projector; use --config.features=learned"
             )
-        found = encoder.restore(o.run, o.mesh, "projector", step=o.step)
+        found = encoder.restore(
+            o.run,
+            o.mesh,
+            "projector",
+            step=str(o.restored.step),
+            dtype=saved.config.model.get("dtype"),
+        )
         return found.variables, found.encoder
     return o.restored.variables, o.restored.encoder

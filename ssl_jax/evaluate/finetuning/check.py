@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from ssl_jax.augment.mixing import MODES
 from ssl_jax.devices import mapping
 from ssl_jax.errors import UserError, near_misses
+from ssl_jax.runs import check as runs
 from ssl_jax.train import supervised
 
 
@@ -16,18 +17,8 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: the first field that cannot be right.
     """
-    if config.steps is None and config.epochs is None:
-        raise UserError("neither --config.steps nor --config.epochs is set; set one of them")
-    if (config.steps if config.steps is not None else config.epochs) <= 0:
-        raise UserError("--config.steps or --config.epochs must be above 0")
-    for field in ("batch", "accumulate", "log_every"):
-        if config[field] < 1:
-            raise UserError(f"--config.{field} is {config[field]}; it must be at least 1")
-    if config.batch % config.accumulate:
-        raise UserError(
-            f"--config.batch={config.batch} is not a multiple of "
-            f"--config.accumulate={config.accumulate}"
-        )
+    runs.fields(config)
+    runs.length(config)
     for field in ("labels", "layer_decay"):
         if not 0 < config[field] <= 1:
             raise UserError(f"--config.{field} is {config[field]}; it must be above 0, at most 1")

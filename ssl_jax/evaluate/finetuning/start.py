@@ -19,7 +19,7 @@ from ssl_jax.models import positions
 from ssl_jax.optim import rules
 from ssl_jax.runs import config as configs
 from ssl_jax.runs import workdir
-from ssl_jax.train import supervised
+from ssl_jax.train import past, supervised
 from ssl_jax.train.state import TrainState
 
 # Besides those of pretraining (runs/config.py): fields that may differ when it is continued.
@@ -50,6 +50,11 @@ def claim(config: ConfigDict, o: probing.Opened, facts: Run, manager) -> None:
             changed = configs.differences(ConfigDict(before), ConfigDict(own["config"]))
             names = [name for name in own if name not in ("config", "identity")]
             changed += [name for name in names if there[name] != own[name]]
+            if "pretrained" in there:  # the folder of the run may hold another one by now
+                then = configs.from_json(json.dumps(there["pretrained"]["config"]))
+                fields = configs.differences(past.complete(then), o.restored.saved.config)
+                moved = (*configs.MOVED, "model.dtype")
+                changed += [f"{name} of the run" for name in fields if name not in moved]
             # The same pictures at another place.
             if own["identity"] and there.get("identity") == own["identity"]:
                 changed = [name for name in changed if name not in ("data", *configs.MOVED)]
