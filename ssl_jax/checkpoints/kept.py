@@ -94,8 +94,12 @@ def best_of(kept: Sequence[Kept], best: Best) -> Kept | None:
       one of `kept`; None where none has the metric.
     """
     sign = 1 if best.mode == "max" else -1
-    able = [one for one in kept if best.metric in numbers(one.metrics)]
-    return max(able, key=lambda one: (sign * one.metrics[best.metric], one.step), default=None)
+    able = [
+        (sign * found[best.metric], one.step, one)
+        for one in kept
+        if best.metric in (found := numbers(one.metrics))
+    ]
+    return max(able, key=lambda each: each[:2], default=(0, 0, None))[2]
 
 
 def obsolete(kept: Sequence[Kept], keep: int, best: Best) -> list[int]:
