@@ -26,6 +26,11 @@ def near_misses(name: str, known) -> str:
     return f" Known: {', '.join(known)}."
 
 
+def line(error: BaseException) -> str:
+    """The message of an error on one line, at most 200 characters."""
+    return " ".join(str(error).split())[:200]
+
+
 def warn(text: str) -> None:
     """Writes one line to stderr, above a progress bar where there is one."""
     from tqdm import tqdm

@@ -59,13 +59,17 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     linear_sgd.complete(config.sgd)
 
     def measure(o: probing.Opened) -> dict[str, Any]:
-        embed = summary(o.restored.encoder, config.blocks, config.average)
-        view = o.restored.encoder.view._replace(interpolation=config.interpolation)
+        of = o.restored.encoder
+        embed, read = summary(of, config.blocks, config.average), None
+        if embed is None and config.augment:
+            raise UserError("--config.augment draws views of images, and this encoder reads none")
+        if embed is not None:
+            view = of.view._replace(interpolation=config.interpolation)
 
-        def features(variables, rows):
-            return embed(variables, augment.evaluate(rows["image"], *view))
+            def read(variables, rows):
+                return embed(variables, augment.evaluate(rows["image"], *view))
 
-        f = run_features.features_apart(o, config.batch, read=features)
+        f = run_features.features_apart(o, config.batch, read=read)
         common = {"holdout": config.holdout, "seed": config.seed}
         if config.solver == "lbfgs":
             found = linear.probe_apart(
@@ -101,8 +105,10 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     return 0
 
 
-def summary(of: Encoder, blocks: int, average: bool) -> Callable[[Any, Any], Any]:
+def summary(of: Encoder, blocks: int, average: bool) -> Callable[[Any, Any], Any] | None:
     """(variables, views) -> features: the encoder's own, or those of its last blocks.
+
+    None of an encoder that reads no images: its features are those of `Encoder.features`.
 
     Args:
       of: the encoder of the run.

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ssl_jax.checkpoints import kept, store
 from ssl_jax.contract import batch
 from ssl_jax.data import sources
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, line
 from ssl_jax.evaluate import final, monitors
 from ssl_jax.evaluate.features import encoder
 from ssl_jax.logs import console
@@ -121,7 +121,7 @@ def check_view(e: Experiment) -> None:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = line(error)
         raise UserError(
             f"the encoder cannot read the fixed view that --config.evaluate describes ({reason})"
         ) from error
@@ -139,7 +139,7 @@ def illustrate(e: Experiment, state: TrainState, judged, folder: pathlib.Path) -
     except Exception as error:
         if e.cluster.processes > 1:
             raise
-        reason = " ".join(str(error).split())[:200]
+        reason = line(error)
         print(f"the report could not be made ({type(error).__name__}: {reason})", flush=True)
 
 

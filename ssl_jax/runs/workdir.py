@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax.contract import batch
 from ssl_jax.contract.method import Run
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, line
 from ssl_jax.processes import insist
 from ssl_jax.runs import config as configs
 
@@ -140,7 +140,7 @@ def read_config(folder: pathlib.Path) -> Saved | None:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{file} is damaged ({type(error).__name__}: {_short(error)}); use another --workdir, "
+            f"{file} is damaged ({type(error).__name__}: {line(error)}); use another --workdir, "
             "or put the file back"
         ) from error
 
@@ -162,7 +162,7 @@ def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
         _check_result(content)
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{file} is damaged ({type(error).__name__}: {_short(error)}); move it away, and the "
+            f"{file} is damaged ({type(error).__name__}: {line(error)}); move it away, and the "
             "run's own command writes it again"
         ) from error
     return content
@@ -384,7 +384,3 @@ def _check_result(result: dict[str, Any]) -> None:
         raise TypeError(f"alarm is {collapse['alarm']!r:.50}")
     for name in ("made_with", "problems"):  # younger than some results
         group(name, result.get(name, {}))
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ssl_jax.checkpoints import store
 from ssl_jax.contract.source import Lost
 from ssl_jax.data import stall
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, line
 from ssl_jax.logs import console, metrics
 from ssl_jax.processes import host
 from ssl_jax.train import health, loop, stopping
@@ -148,7 +148,7 @@ def train(s: Session, state: TrainState) -> tuple[TrainState, int, dict[str, Any
             except Exception as error:
                 if s.cluster.processes > 1:
                     raise
-                reason = " ".join(str(error).split())[:200]
+                reason = line(error)
                 progress.note(
                     f"monitor '{name}' failed at step {at:,} ({type(error).__name__}: {reason}); "
                     "training goes on"

@@ -113,6 +113,22 @@ def test_knn_of_its_encoder_and_of_the_words_as_they_are(trained, tmp_path):
         assert found["knn_top1"] > 0.6, features
 
 
+def test_a_linear_probe_of_it_and_what_only_images_have(trained, tmp_path, capsys):
+    def job(config, *more):
+        given = (f"--config={config}", f"--config.checkpoint={trained}", f"--workdir={tmp_path}")
+        return main.main([*given, "--config.cpu_devices=4", *more])
+
+    assert job("linear") == 0
+    assert json.loads((tmp_path / "result.json").read_text())["linear_top1"] > 0.6
+    capsys.readouterr()
+    assert job("linear:sgd", "--config.augment=True") == 2
+    assert "draws views of images, and this encoder reads none" in capsys.readouterr().err
+    assert job("linear", "--config.blocks=2") == 2
+    assert "only a ViT has blocks to read" in capsys.readouterr().err
+    assert job("finetune", "--config.steps=1") == 2
+    assert "finetune trains a network on images" in capsys.readouterr().err
+
+
 def test_a_vocabulary_that_changed_is_refused(file, trained, monkeypatch, capsys):
     def other(name, split, data):
         source = toy_words.open_words(name, split, data)

@@ -16,7 +16,7 @@ from ssl_jax.contract.method import Method
 from ssl_jax.contract.source import Source
 from ssl_jax.data import loader
 from ssl_jax.devices import layout, mapping
-from ssl_jax.errors import UserError, near_misses
+from ssl_jax.errors import UserError, line, near_misses
 from ssl_jax.evaluate.features import collect
 from ssl_jax.methods import METHODS
 from ssl_jax.models.vit import ViT
@@ -222,7 +222,7 @@ def restore(
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = line(error)
         raise UserError(
             f"{folder / 'config.json'} describes no model of this version "
             f"({type(error).__name__}: {reason})"

@@ -6,7 +6,7 @@ import numpy as np
 
 from ssl_jax.contract.source import Source
 from ssl_jax.data import loader
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, line
 from ssl_jax.evaluate.features import encoder
 from ssl_jax.evaluate.health import collapse
 from ssl_jax.evaluate.probes import knn, linear
@@ -138,7 +138,7 @@ def judge(
         try:
             return measure()
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = line(error)
             problems.append(f"{name}: {type(error).__name__}: {reason}")
             return None
 
@@ -147,15 +147,15 @@ def judge(
         return scores, knn.accuracy(scores, test_labels)
 
     near = attempt("kNN", vote)
-    line = attempt("linear", lambda: linear.probe(features, labels, test, test_labels, classes))
+    fitted = attempt("linear", lambda: linear.probe(features, labels, test, test_labels, classes))
     return Judged(
         features=features,
         shown=test,
         shown_labels=test_labels,
         predicted=near[0].argmax(1).astype(np.int32) if near else None,
         knn_top1=near[1]["top1"] if near else None,
-        linear_top1=line["top1"] if line else None,
-        linear_top5=line["top5"] if line else None,
+        linear_top1=fitted["top1"] if fitted else None,
+        linear_top5=fitted["top5"] if fitted else None,
         collapse=measured,
         problems=tuple(problems),
     )

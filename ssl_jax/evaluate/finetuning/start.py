@@ -12,7 +12,7 @@ from ssl_jax.augment.mixing import Mixing
 from ssl_jax.checkpoints import reading, verify
 from ssl_jax.contract.method import Run
 from ssl_jax.devices import layout
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, line
 from ssl_jax.evaluate import probing
 from ssl_jax.evaluate.finetuning.plan import Plan
 from ssl_jax.models import positions
@@ -62,7 +62,7 @@ def claim(config: ConfigDict, o: probing.Opened, facts: Run, manager) -> None:
             *(OSError, ValueError, KeyError),
             *(TypeError, AttributeError, RecursionError),  # JSON, but not what `own` is
         ) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = line(error)
             raise UserError(
                 f"{file} is damaged ({type(error).__name__}: {reason}); choose another --workdir"
             ) from None
