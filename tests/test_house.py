@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import ssl_jax
 from ssl_jax.methods import METHODS
@@ -106,3 +107,18 @@ def test_a_name_of_a_method_would_be_found(tmp_path):
         "import ssl_jax.methods.vicreg\nif name == 'mae': pass\n"
     )
     assert methods_named(file) == {"swav", "dino", "vicreg", "mae"}
+
+
+def test_documents_name_files_that_there_are():
+    """Paths of ours in README, CONTRIBUTING, CHANGELOG and docs/: from the root, or from a room."""
+    root = PACKAGE.parent
+    tops = ("ssl_jax", "configs", "tests", "docs", "launch", "benchmarks")
+    first = "|".join([*tops, *ROOMS])
+    path = re.compile(rf"(?<![\w/.-])((?:{first})/[\w./-]*\.(?:py|md|sh|sbatch|yaml|png|npz))\b")
+    absent, seen = [], 0
+    for file in [*root.glob("*.md"), *(root / "docs").glob("*.md")]:
+        for name in path.findall(file.read_text()):
+            seen += 1
+            base = root if name.split("/")[0] in tops else PACKAGE
+            absent += [] if (base / name).exists() else [f"{file.name}: {name}"]
+    assert seen > 100 and not absent

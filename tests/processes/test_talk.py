@@ -1,6 +1,6 @@
 """What processes say to each other: alone it is nothing, and several get it bit for bit.
 
-Runs of several real processes are in jobs/ and evaluate/test_apart.py.
+Runs of several real processes are in jobs/ and evaluate/features/test_apart.py.
 """
 
 import jax
