@@ -11,7 +11,8 @@ from ssl_jax.runs import config as configs
 
 def digits(**changes):
     config, _ = configs.load("simclr:digits")
-    config.update_from_flattened_dict(changes)
+    with config.ignore_type():  # as a file of one's own may have it
+        config.update_from_flattened_dict(changes)
     return config
 
 
