@@ -123,6 +123,7 @@ def parse(argv: list[str], flags, configs):
     argument, rest = take_config(argv)
     config, name = configs.load(argument)
     rest = take_policies(config, rest)
+    open_groups(config, rest)
     config.lock()
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
@@ -185,6 +186,29 @@ def take_policies(config, argv: list[str]) -> list[str]:
             raise UserError(f"{field}: {error}") from None
         old.update(made._asdict())
     return rest
+
+
+def open_groups(config, argv: list[str]) -> None:
+    """Gives a parameter group the field that `--config.optimizer.groups.LABEL.FIELD=VALUE` sets.
+
+    A group has only what differs from `config.optimizer`, and a flag sets only fields that there
+    are: so it gets the optimizer's own value first. Whether the method has such a group is asked
+    later, where its parameters are known.
+    """
+    prefix = "config.optimizer.groups."
+    named = [w.lstrip("-").partition("=")[0] for w in argv]
+    named = [n.removeprefix(prefix).split(".") for n in named if n.startswith(prefix)]
+    if not named or "groups" not in config.get("optimizer", {}):
+        return
+    from ssl_jax.optim import optimizers
+
+    for label, field in (n for n in named if len(n) == 2):
+        if field in optimizers.FIELDS:
+            groups = config.optimizer.groups
+            if label not in groups:
+                groups[label] = type(config)()
+            if field not in groups[label]:
+                groups[label][field] = config.optimizer.get(field, optimizers.FIELDS[field])
 
 
 def take_config(argv: list[str]) -> tuple[str, list[str]]:
