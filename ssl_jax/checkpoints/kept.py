@@ -128,7 +128,7 @@ def locate(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
     Returns:
       (`<workdir>`, 300); (path, None) where it names no single checkpoint.
     """
-    if path.parent.name == "checkpoints" and _is_step(path.name):
+    if path.parent.name == "checkpoints" and verify.is_step(path.name):
         return path.parent.parent, int(path.name)
     return (path.parent if path.name == "checkpoints" else path), None
 
@@ -153,7 +153,7 @@ def resolve(folder: pathlib.Path, which: str | int | pathlib.Path, best: Best = 
         if number is None or (place / "checkpoints").resolve() != folder.resolve():
             raise UserError(f"--config.step={name} is no checkpoint in {folder}")
         name = str(number)
-    if name not in ("last", "best") and not _is_step(name):
+    if name not in ("last", "best") and not verify.is_step(name):
         there = _text(listed(folder))
         raise UserError(f"--config.step is {name!r}; write last, best or a step: there is {there}")
     if name == "last":
@@ -211,10 +211,6 @@ def read(
       whatever `take` raises.
     """
     return verify.read_picked(manager, take, lambda folder: resolve(folder, which, best))
-
-
-def _is_step(name: str) -> bool:
-    return re.fullmatch("0|[1-9][0-9]{0,17}", name) is not None
 
 
 def _text(kept: Sequence[Kept]) -> str:

@@ -97,7 +97,12 @@ def steps(folder: pathlib.Path) -> list[int]:
         names = [f.name for f in folder.iterdir() if f.is_dir()]
     except FileNotFoundError:
         return []
-    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+    return sorted(int(name) for name in names if is_step(name))
+
+
+def is_step(name: str) -> bool:
+    """Whether a folder's name is that of a checkpoint: its step, as `str` writes it."""
+    return re.fullmatch("0|[1-9][0-9]{0,17}", name) is not None
 
 
 def choose(folder: pathlib.Path, read_only: bool) -> int:

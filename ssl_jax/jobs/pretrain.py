@@ -55,7 +55,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
 
 def pretrain(config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path, began: float) -> int:
     """`run` in its workdir, which no other process trains in; `began` in seconds of time.time()."""
-    saved = past.standing(config, cluster, folder)
+    saved, gives_way = past.standing(config, folder)
     result = past.finished(config, saved, folder) if saved is not None else None
     if result is not None:
         print(f"{folder} is finished. Its result:\n\n{report.text(result, folder)}")
@@ -65,6 +65,10 @@ def pretrain(config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path, be
     experiment = assemble(config, cluster, saved)
     check_view(experiment)
     talk.connect(f"start/{folder}")
+    if gives_way:  # not before: all have read it, and what was refused until here cost it nothing
+        if cluster.process == 0:
+            workdir.clear(folder)
+        talk.meet(f"cleared/{folder}")
     experiment = settle(experiment, saved)
     leader = cluster.process == 0
     if leader:

@@ -232,7 +232,7 @@ def load(argument: str) -> tuple[ConfigDict, str]:
             f"--config: get_config of {name} returns no config; begin it with "
             "ssl_jax.runs.config.defaults()"
         )
-    if config.job == "pretrain" and "remat" not in config.model:
+    if config.job == "pretrain" and "remat" not in config.get("model", {"remat": False}):
         config.model.remat = False  # True: less memory, one more forward pass, the same numbers
     if not preset and presets is not None and len(presets) > 1:
         preset = next(iter(presets))

@@ -58,6 +58,11 @@ def durations(config: ConfigDict) -> dict[str, float]:
     return found
 
 
+def long(config: ConfigDict, epochs: float) -> dict[str, float]:
+    """Those of `durations` that reach the end of a run of so many epochs."""
+    return {name: value for name, value in durations(config).items() if value >= epochs}
+
+
 def fit(config: ConfigDict, epochs: float) -> tuple[ConfigDict, list[str]]:
     """Makes a recipe fit a run, by the rule that `config.recipe` names.
 
@@ -71,7 +76,7 @@ def fit(config: ConfigDict, epochs: float) -> tuple[ConfigDict, list[str]]:
     Raises:
       UserError: 'refuse', and something of the recipe reaches the end of the run.
     """
-    long = {name: value for name, value in durations(config).items() if value >= epochs}
+    too_long = long(config, epochs)
     drops = [m for m in config.optimizer.get("milestones", ()) if m >= epochs]
     lines = []
     if drops:
@@ -79,9 +84,9 @@ def fit(config: ConfigDict, epochs: float) -> tuple[ConfigDict, list[str]]:
             f"the learning rate never drops at epoch {', '.join(f'{m:g}' for m in drops)} "
             f"(--config.optimizer.milestones): the run has {epochs:.3g}"
         )
-    if not long:
+    if not too_long:
         return config, lines
-    named = ", ".join(f"--config.{name}={value:g}" for name, value in long.items())
+    named = ", ".join(f"--config.{name}={value:g}" for name, value in too_long.items())
     said = f"{named}: as long as the run or longer, which has {epochs:.3g} epochs"
     if config.recipe == "refuse":
         raise UserError(

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from ssl_jax.checkpoints import verify
 from ssl_jax.contract import batch
 from ssl_jax.contract.method import Run
 from ssl_jax.errors import UserError, line
@@ -67,7 +68,7 @@ def has_learned(folder: pathlib.Path) -> bool:
     """Whether a run made a step that is written down: a checkpoint, a log line or a result."""
     kept = folder / "checkpoints"
     log = folder / "metrics.jsonl"
-    checkpoints = kept.is_dir() and any(f.name.isdigit() for f in kept.iterdir())
+    checkpoints = kept.is_dir() and any(verify.is_step(f.name) for f in kept.iterdir())
     return checkpoints or (folder / "result.json").exists() or bool(_size(log))
 
 
@@ -250,15 +251,7 @@ def write_arrays(file: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """
     packed = io.BytesIO()
     np.savez(packed, **arrays)
-
-    def attempt() -> str | None:
-        try:
-            _put(file, packed.getvalue())
-        except OSError as error:
-            return error.strerror or str(error)
-        return None
-
-    insist.insist(attempt, str(file), "the same command writes it when it can")
+    write_file(file, packed.getvalue(), "the same command writes it when it can")
 
 
 def write_json(file: pathlib.Path, content: dict[str, Any]) -> None:

@@ -6,12 +6,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ssl_jax.augment import policies
-from ssl_jax.contract.method import Run
 from ssl_jax.data import sources
 from ssl_jax.errors import UserError
 from ssl_jax.methods import METHODS, defaults
 from ssl_jax.optim import optimizers
-from ssl_jax.processes import host
 from ssl_jax.runs import completion, recipe, workdir
 from ssl_jax.runs import config as configs
 
@@ -26,15 +24,10 @@ def read(folder: pathlib.Path) -> workdir.Saved | None:
     if saved is None:
         return None
     config = complete(saved.config)
-    if "recipe" not in saved.config and is_long(config, saved.run):
+    epochs = saved.run.total_steps / saved.run.steps_per_epoch
+    if "recipe" not in saved.config and recipe.long(config, epochs):
         config.recipe = "keep"  # what the run did; by default it would be refused now
     return saved._replace(config=config)
-
-
-def is_long(config: ConfigDict, run: Run) -> bool:
-    """Whether something of the recipe reaches the end of the run."""
-    epochs = run.total_steps / run.steps_per_epoch
-    return any(value >= epochs for value in recipe.durations(config).values())
 
 
 def complete(config: ConfigDict) -> ConfigDict:
@@ -48,13 +41,15 @@ def complete(config: ConfigDict) -> ConfigDict:
     return completion.complete(config, fields)
 
 
-def standing(
-    config: ConfigDict, cluster: host.Cluster, folder: pathlib.Path
-) -> workdir.Saved | None:
-    """The run that a workdir holds and this command continues; None where there is none.
+def standing(config: ConfigDict, folder: pathlib.Path) -> tuple[workdir.Saved | None, bool]:
+    """The run that a workdir holds and this command continues, and whether another gives way.
 
     A run of other values that has not learned anything yet gives way, and so does any with
     `config.overwrite`.
+
+    Returns:
+      (the run, or None where there is none to continue; whether `workdir.clear` is to delete what
+      is there, once every process has read it).
 
     Raises:
       UserError: there is a run of other values.
@@ -63,7 +58,7 @@ def standing(
         raise UserError(f"{folder} holds a fine-tuning; choose another --workdir")
     saved = read(folder)
     if saved is None:
-        return None
+        return None, False
     if saved.config.recipe == "keep" and config.recipe == "refuse":
         config.recipe = "keep"  # 'refuse' asks whether a run may begin; this one has
     before = saved.config.copy_and_resolve_references()
@@ -71,15 +66,13 @@ def standing(
     moved = configs.MOVED if goes_on(config, saved, folder) else ()
     changed = [field for field in configs.differences(before, config) if field not in moved]
     if not changed:
-        return saved
+        return saved, False
     if not config.overwrite and workdir.has_learned(folder):
         raise UserError(
             f"{folder} holds a run whose config differs in {', '.join(changed)}; choose another "
             "--workdir, use the same values to continue, or delete it with --overwrite"
         )
-    if cluster.process == 0:
-        workdir.clear(folder)
-    return None
+    return None, True
 
 
 def goes_on(config: ConfigDict, saved: workdir.Saved, folder: pathlib.Path) -> bool:

@@ -94,6 +94,9 @@ def test_overwrite_deletes_a_run_of_other_values_and_continues_one_of_the_same(r
     other = (*SHORT, "--config.seed=9")
     assert tiny_run.run(run, *other) == 2
     assert "--overwrite" in capsys.readouterr().err and result(run)["seed"] == 0
+    assert tiny_run.run(run, *other, "--overwrite", "--config.data.source=folder:/no/such") == 2
+    assert tiny_run.run(run, *other, "--overwrite", "--config.batch=100000") == 2
+    assert result(run)["seed"] == 0, "what cannot begin costs the run that is there nothing"
     assert tiny_run.run(run, *other, "--overwrite") == 0
     assert result(run)["seed"] == 9 and (run / "notes.txt").read_text() == "mine"
     assert list(rates(run)) == [1, 2, 3, 4]
