@@ -50,7 +50,24 @@ def write_config(folder: pathlib.Path, saved: Saved) -> None:
     Raises:
       UserError: the folder cannot be written.
     """
-    content, facts = described(saved), saved.run.facts
+    write_json(folder / "config.json", described(folder, saved))
+
+
+def described(folder: pathlib.Path, saved: Saved) -> dict[str, Any]:
+    """What config.json, or a fine-tuning's job.json, says of a run; writes its facts beside it.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    run = saved.run._asdict()
+    fields, facts = run.pop("fields"), run.pop("facts")
+    content = {
+        "config": json.loads(configs.to_json(saved.config)),
+        "run": run,
+        "fields": {k: {"dtype": f.dtype.name, "shape": list(f.shape)} for k, f in fields.items()},
+        "cpu_devices": saved.cpu_devices,
+        "identity": saved.identity,
+    }
     if facts:
         packed = io.BytesIO()
         np.savez_compressed(packed, **{k: np.asarray(v) for k, v in facts.items()})
@@ -61,7 +78,7 @@ def write_config(folder: pathlib.Path, saved: Saved) -> None:
             raise UserError(
                 f"cannot write {folder / 'facts.npz'}: {error.strerror}; choose another --workdir"
             ) from error
-    write_json(folder / "config.json", content)
+    return content
 
 
 def has_learned(folder: pathlib.Path) -> bool:
@@ -92,20 +109,6 @@ def clear(folder: pathlib.Path) -> None:
                 shutil.rmtree(folder / name)
     except OSError as error:
         raise UserError(f"cannot delete the run in {folder}: {error.strerror}") from error
-
-
-def described(saved: Saved) -> dict[str, Any]:
-    """What config.json says of a run, without its facts."""
-    run = saved.run._asdict()
-    fields = run.pop("fields")
-    del run["facts"]
-    return {
-        "config": json.loads(configs.to_json(saved.config)),
-        "run": run,
-        "fields": {k: {"dtype": f.dtype.name, "shape": list(f.shape)} for k, f in fields.items()},
-        "cpu_devices": saved.cpu_devices,
-        "identity": saved.identity,
-    }
 
 
 def read_config(folder: pathlib.Path) -> Saved | None:

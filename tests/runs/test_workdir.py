@@ -5,6 +5,7 @@ import json
 import os
 import types
 
+import numpy as np
 import pytest
 from kit import tiny_run
 
@@ -39,6 +40,27 @@ def test_json_of_another_kind_is_one_line(content, tmp_path):
     with pytest.raises(UserError, match=r"^\S+job.json is damaged \(.*\); choose") as found:
         start.claim(config, opened, Run(64, 64, 1, 1), manager)
     assert "\n" not in str(found.value)
+
+
+def test_facts_of_a_source_are_read_back_from_a_run_and_from_a_fine_tuning_of_it(tmp_path):
+    """A method may need them to be built: the size of a vocabulary, counts of words."""
+    config, _ = configs.load("simclr:digits")
+    facts = {"vocabulary_size": 7, "counts": np.arange(7)}
+    saved = workdir.Saved(config, Run(64, 32, 2, 4, facts=facts), 1)
+    workdir.write_config(tmp_path / "run", saved)
+    own, folder = {"seed": 3}, tmp_path / "finetune"
+    pretrained = workdir.described(folder, saved)
+    workdir.write_json(
+        folder / "job.json", {"config": own, "classes": 10, "pretrained": pretrained}
+    )
+    for place in (tmp_path / "run", folder):
+        read = workdir.read_config(place)
+        assert read.run._replace(facts={}, fields={}) == saved.run._replace(facts={}, fields={})
+        assert int(read.run.facts["vocabulary_size"]) == 7
+        np.testing.assert_array_equal(read.run.facts["counts"], facts["counts"])
+        (place / "facts.npz").write_bytes(b"torn")
+        with pytest.raises(UserError, match=r"^\S+(config|job).json is damaged"):
+            workdir.read_config(place)
 
 
 @pytest.mark.parametrize("content", [*ODD, {"step": "1"}, {"step": 1, "nonfinite": [1]}], ids=repr)

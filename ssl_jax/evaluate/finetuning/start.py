@@ -74,7 +74,7 @@ def claim(config: ConfigDict, o: probing.Opened, facts: Run, manager) -> None:
             )
     elif jax.process_index() == 0:
         # What its checkpoints are read with, wherever the pretraining run may be by then.
-        pretrained = workdir.described(o.restored.saved)
+        pretrained = workdir.described(o.folder, o.restored.saved)
         workdir.write_json(file, {**own, "classes": o.classes, "pretrained": pretrained})
 
 
