@@ -22,12 +22,11 @@ from ssl_jax.train import experiment
 
 STEPS = 8
 SGD = (
+    *tiny_run.FLOAT64,
     f"--config.steps={STEPS}",
     "--config.optimizer.name=sgd",
     "--config.optimizer.learning_rate=0.002",
-    "--config.batch=32",
     "--config.optimizer.momentum=0.0",
-    "--config.model.dtype=float64",
     "--config.checkpoint.every_steps=4",
 )
 

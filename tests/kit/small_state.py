@@ -9,7 +9,8 @@ from ssl_jax.train.state import TrainState
 
 def create(width=4, name="w", step=7):
     number = jnp.zeros((), jnp.int32)
-    weight = jax.random.normal(jax.random.key(1), (width, 3))
+    # In eighths, which are the same however they are compiled.
+    weight = jax.random.randint(jax.random.key(1), (width, 3), -16, 16) / 8
     return TrainState(
         step=number + step,
         params={"encoder": {name: weight}, "projector": [jnp.ones(3)]},

@@ -31,6 +31,18 @@ TINY = (
     "--config.cpu_devices=4",
 )
 
+# In float64, for which there are no fast convolutions: few images, little is judged.
+FLOAT64 = (
+    "--config.model.dtype=float64",
+    "--config.batch=16",
+    "--config.views.both.size=16",
+    "--config.monitor.train_examples=100",
+    "--config.monitor.test_examples=50",
+    "--config.evaluate.train_examples=100",
+    "--config.evaluate.test_examples=50",
+    "--config.evaluate.batch=52",
+)
+
 
 def arguments(workdir, *more):
     cache = jax.config.jax_compilation_cache_dir
