@@ -110,7 +110,11 @@ def test_how_often():
 
 @pytest.mark.parametrize(
     "mode, group, shared",
-    [("batch", 0, 16), ("batch", 8, 8), ("elem", 32, 1)],
+    [
+        pytest.param("batch", 0, 16, marks=pytest.mark.long),
+        ("batch", 8, 8),
+        pytest.param("elem", 32, 1, marks=pytest.mark.long),
+    ],
 )
 def test_four_devices_equal_one(mode, group, shared):
     """Rows with one λ may lie on several devices, or be some of one's."""

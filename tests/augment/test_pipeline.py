@@ -32,7 +32,7 @@ def _distinct():
     )
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [pytest.param(1, marks=pytest.mark.long), 3])
 @pytest.mark.parametrize("name", _distinct())
 def test_every_policy_gives_finite_views(name, channels):
     policy = policies.make(name, 24)

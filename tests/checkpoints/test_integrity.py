@@ -208,6 +208,7 @@ def undisturbed(tmp_path_factory):
     return folder, mark
 
 
+@pytest.mark.long
 def test_two_processes_go_on_from_the_same_checkpoint(undisturbed, tmp_path):
     """Process 0 finds the damage; both continue from the one before, and process 0 alone saves."""
     folder = tmp_path / "run"

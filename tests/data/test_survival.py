@@ -142,6 +142,7 @@ def test_what_only_has_the_name_of_a_picture_is_not_opened(config, flat):
     assert reasons[:2] == ["not a file"] * 2 and "more than the" in reasons[2]
 
 
+@pytest.mark.long
 def test_a_run_outlives_its_folder(flat, tmp_path, monkeypatch, capfd, caplog):
     """Gone and back: the run goes on. Gone for good: it saves and stops, and continues later."""
     root = flat(60)

@@ -38,6 +38,7 @@ def test_with_labels(run, tmp_path, capsys):
     assert "uniformity" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_same_views_give_the_same_numbers_on_any_batch(run, tmp_path):
     """The noise of an example depends on its index, not on its place."""
     results = []
@@ -85,6 +86,7 @@ def test_how_the_numbers_go_with_the_probes():
     assert analyze_job.correlations([*runs, numbers]) == {}
 
 
+@pytest.mark.long
 def test_several_runs_say_so(run, tmp_path, capsys):
     copies = [tmp_path / name for name in "abc"]
     for copy in copies:

@@ -111,6 +111,7 @@ def test_memory_or_not_the_numbers_are_the_same(found, runs, tmp_path):
     assert again["rmse_untrained"] == pytest.approx(result["rmse_untrained"], rel=1e-4)
 
 
+@pytest.mark.long
 def test_a_vit_at_another_size_and_block_on_the_holdout(runs, tmp_path, monkeypatch, capsys):
     in_the_way = tmp_path / "dense.png.tmp"
     in_the_way.mkdir()

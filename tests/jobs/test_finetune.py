@@ -268,6 +268,7 @@ def test_every_training_has_a_folder_of_its_own():
     ]
 
 
+@pytest.mark.long
 def test_fixed_positions_are_where_learned_ones_begin():
     config, _ = configs.load("configs/finetune.py:mae_vit_base")
     fields = {"name": "vit", "size": 8, "patch": 4, "width": 8, "depth": 1, "heads": 2}

@@ -142,7 +142,7 @@ def test_the_same_seed_gives_the_same_fingerprint_and_another_one_another(finish
     assert result(tmp_path / "other")["fingerprint"] != result(finished)["fingerprint"]
 
 
-@pytest.mark.parametrize("mode", ["pmap", "jit"])
+@pytest.mark.parametrize("mode", ["pmap", pytest.param("jit", marks=pytest.mark.long)])
 def test_the_other_mappings_end_at_the_same_loss(finished, tmp_path, mode):
     assert tiny_run.run(tmp_path, f"--config.parallel={mode}", "--config.steps=4") == 0
     tiny_run.finished(tmp_path / "default")

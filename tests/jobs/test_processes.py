@@ -48,8 +48,6 @@ JOBS = {
     "analyze": ("--config.examples=100", "--config.policy=digits"),
     "report": (),
 }
-SHORT = ("knn", "linear", "finetune", "report")  # what each of them shares with some of the others
-LONG = tuple(name for name in JOBS if name not in SHORT)
 # The command lines one after the other; the processes join once. Writes down how many rows of
 # features a job ever had in one array, in one search and on its devices.
 DRIVER = """
@@ -85,11 +83,10 @@ sys.exit(max(codes))
 """
 
 
-def commands(names, run, into, devices, *more):
-    """A command line for each of some jobs."""
+def commands(run, into, devices, *more):
+    """A command line for each job."""
     given = []
-    for name in names:
-        fields = JOBS[name]
+    for name, fields in JOBS.items():
         job = name.partition("_")[0]
         runs, small = ("checkpoint", SMALL) if job != "report" else ("runs", SMALL)
         given.append(
@@ -104,20 +101,10 @@ def commands(names, run, into, devices, *more):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """Of SHORT: the folders of both, and what the two processes said."""
-    return both(SHORT, tmp_path_factory.mktemp("processes"))
-
-
-@pytest.fixture(scope="module")
-def found_long(tmp_path_factory):
-    """The same of LONG."""
-    return both(LONG, tmp_path_factory.mktemp("processes_long"))
-
-
-def both(names, folder):
-    """Some jobs in one process and in two."""
+    """The folders of every job, in one process and in two, and what the two processes said."""
+    folder = tmp_path_factory.mktemp("processes")
     tiny_run.finished(folder / "run")
-    for argv in commands(names, folder / "run", folder / "one", 4):
+    for argv in commands(folder / "run", folder / "one", 4):
         assert tiny_run.main.main(argv) == 0, argv
     with socket.socket() as s:
         s.bind(("localhost", 0))
@@ -126,9 +113,7 @@ def both(names, folder):
         subprocess.Popen(
             [
                 *(sys.executable, "-c", DRIVER),
-                json.dumps(
-                    commands(names, folder / "run", folder / "two", 2, *cluster, f"--process={p}")
-                ),
+                json.dumps(commands(folder / "run", folder / "two", 2, *cluster, f"--process={p}")),
                 str(folder / f"rows_{p}.json"),
             ],
             cwd=tiny_run.REPOSITORY,
@@ -143,15 +128,10 @@ def both(names, folder):
     return folder, outs
 
 
-@pytest.mark.parametrize(
-    ("which", "name"),
-    [
-        *(("found", name) for name in SHORT if name != "report"),
-        *(pytest.param("found_long", name, marks=pytest.mark.long) for name in LONG),
-    ],
-)
-def test_two_processes_find_what_one_finds(which, name, request):
-    folder, _ = request.getfixturevalue(which)
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in JOBS if name != "report"])
+def test_two_processes_find_what_one_finds(found, name):
+    folder, _ = found
     one, two = (json.loads((folder / n / name / "result.json").read_text()) for n in ("one", "two"))
     for result in (one, two):
         for key in ("images_per_second", "table", "curve", "histograms", "spectrum", "hardness"):
@@ -164,6 +144,7 @@ def test_two_processes_find_what_one_finds(which, name, request):
             assert two[key] == value, key
 
 
+@pytest.mark.long
 def test_one_process_writes_and_speaks(found):
     folder, (first, second) = found
     assert "knn_top1" in first and "index.html" in first
@@ -206,19 +187,17 @@ def test_processes_connect_before_work_that_may_take_one_of_them_longer(
     assert len(called) == 1 and str(tmp_path) in called[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("which", "names", "rows"),
+    ("names", "rows"),
     [
-        ("found", ("knn", "linear"), 150),
-        pytest.param("found_long", ("linear_sgd", "linear_augmented"), 150, marks=pytest.mark.long),
-        # Gathered: what is counted is true.
-        pytest.param("found_long", ("cluster", "transfer"), 300, marks=pytest.mark.long),
+        (("knn", "linear", "linear_sgd", "linear_augmented"), 150),
+        (("cluster", "transfer"), 300),  # gathered: what is counted is true
     ],
 )
-def test_no_process_has_all_the_features_to_learn_from(which, names, rows, request):
+def test_no_process_has_all_the_features_to_learn_from(found, names, rows):
     """300 rows on two processes: 150 each, where the sets may be large."""
-    folder, _ = request.getfixturevalue(which)
-    ran = SHORT if which == "found" else LONG
+    folder, _ = found
     for p in range(2):
-        most = dict(zip(ran, json.loads((folder / f"rows_{p}.json").read_text()), strict=True))
+        most = dict(zip(JOBS, json.loads((folder / f"rows_{p}.json").read_text()), strict=True))
         assert {most[name] for name in names} == {rows}

@@ -76,6 +76,7 @@ def test_it_learns_what_the_ordinary_run_learns_and_logs_at_the_same_steps(tmp_p
     assert looked == [[4, 8, 12, 14]] * 2
 
 
+@pytest.mark.long
 def test_stopped_and_continued_is_as_never_stopped(undisturbed, tmp_path, monkeypatch, capsys):
     look = monitors.look
 

@@ -156,6 +156,7 @@ def test_a_bound_of_no_bad_step_is_refused(tmp_path, capsys):
     assert "max_bad_steps is 0; it must be at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_spike_is_said_once_and_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(health, "spike", lambda before, loss: 9.0 if 3 <= len(before) < 5 else None)
     assert tiny_run.run(tmp_path, "--config.steps=8") == 0

@@ -79,7 +79,9 @@ def test_one_table(finished, several, tmp_path, capsys):
     assert near["knn_top1"] == digits["knn_top1"]
 
 
-@pytest.mark.parametrize("job", ["transfer", "dense", "report"])
+@pytest.mark.parametrize(
+    "job", ["transfer", *(pytest.param(j, marks=pytest.mark.long) for j in ("dense", "report"))]
+)
 def test_a_checkpoint_by_its_path(finished, job, tmp_path):
     more = {
         "transfer": ("--config.sources=digits",),

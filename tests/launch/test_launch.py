@@ -332,6 +332,7 @@ def test_local_ends_the_others_and_restarts(behaves, more, code, tries, tmp_path
         assert line.endswith(end)
 
 
+@pytest.mark.long
 def test_local_kills_who_does_not_end(tmp_path):
     behaves = "[[ $p == 1 ]] && exit 9; trap '' TERM; while :; do sleep 0.2; done"
     process = local(tmp_path, behaves, "--restarts", 0)

@@ -202,6 +202,7 @@ def test_multi_crop_of_the_official_networks():
     np.testing.assert_allclose(seen["teacher"], want[:, :2], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_drop_path_of_the_student_alone():
     """Every crop of every image on its own; the same on any number of devices."""
     _, params, _ = official_networks()

@@ -153,6 +153,7 @@ def test_making_the_method_leaves_the_devices_to_be_chosen():
     assert done.returncode == 0
 
 
+@pytest.mark.long
 def test_the_page_shows_puzzles():
     method = make(permutations=6)
     image = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1), dtype=np.uint8)

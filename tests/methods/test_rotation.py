@@ -88,6 +88,7 @@ def test_cifar_is_cropped_from_a_black_border_and_not_resized():
     assert {len(set(top)), len(set(bottom))} == {5}
 
 
+@pytest.mark.long
 def test_the_page_shows_a_view_in_its_four_rotations():
     config, _ = configs.load("configs/rotation.py:digits")
     config.views.image.update(mean=(0.2,), std=(0.5,))

@@ -35,7 +35,9 @@ def distance(a, b):
     return float(optax.tree.norm(jax.tree.map(np.subtract, a, b)) / optax.tree.norm(a))
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", ["resnet", *(pytest.param(n, marks=pytest.mark.long) for n in ("bottleneck", "vit"))]
+)
 def test_remat_keeps_less_for_the_same_numbers(name):
     """What the forward pass hands to the backward pass; `benchmarks.memory` shows whole steps."""
     x = jax.random.normal(jax.random.key(1), (8, 32, 32, 3))
@@ -201,6 +203,7 @@ def test_views_are_drawn_a_piece_at_a_time():
     assert compiled.memory_analysis().temp_size_in_bytes < 1024 * 2 * 28 * 28 * 4 / 2
 
 
+@pytest.mark.long
 def test_pieces_need_the_memory_of_one():
     """What the encoder of 256 views keeps, in pieces of 16: a small part of the whole."""
     net = models.make(NETS["vit"])

@@ -673,6 +673,7 @@ def test_a_mistake_in_the_script_would_be_seen(tmp_path):
     assert any("nowhere is not defined" in line for line in console)
 
 
+@pytest.mark.long
 @browser
 def test_light_and_dark(tmp_path):
     file = tmp_path / "index.html"

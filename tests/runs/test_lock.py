@@ -135,6 +135,7 @@ def test_jobs_that_train_are_refused_and_probing_is_not(tmp_path, capsys):
         assert f"error: {run / 'finetune'} is in use by" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_all_processes_of_a_run_are_refused(holder, tmp_path):
     process = holder()
     codes, outs = tiny_run.finish(

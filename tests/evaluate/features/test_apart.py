@@ -127,6 +127,7 @@ def two():
     return [json.loads(out.splitlines()[-1]) for out in outs]
 
 
+@pytest.mark.long
 def test_each_process_has_its_own_rows_and_all_know_the_labels(one, two):
     assert one["own"] == [N, 2]
     assert [numbers["own"] for numbers in two] == [[102, 2], [101, 0]]  # blocks of 51 and of 1

@@ -238,6 +238,7 @@ def test_user_errors(recipe, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.long
 def test_both_solvers_agree_on_the_digits():
     """On the pixels of 14 × 14: within half a point, as both are near one optimum."""
     data = configs.defaults().data
