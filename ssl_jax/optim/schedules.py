@@ -227,6 +227,8 @@ def check(config: Mapping[str, Any], where: str = "optimizer") -> None:
     for field in ("warmup_fraction", "warmup_start", "final"):
         if not 0 <= config[field] <= 1:
             raise UserError(f"{where}.{field} is {config[field]}; it is a share, from 0 to 1")
+    if config["warmup_fraction"] == 1:
+        raise UserError(f"{where}.warmup_fraction is 1; the whole run would be a warm-up")
     if config["warmup_epochs"] and config["warmup_fraction"]:
         raise UserError(f"{where} has warmup_epochs and warmup_fraction; set one of them to 0")
     if config["schedule"] == "step" and not config["milestones"]:

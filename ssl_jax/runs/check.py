@@ -96,12 +96,20 @@ def remarks(config: ConfigDict) -> list[str]:
         if size > config.data.size
     }
     named = ", ".join(f"--config.{name}={size}" for name, size in large.items())
-    if not large:
-        return []
-    return [
-        f"{named}: larger than the stored picture, --config.data.size={config.data.size}; it is "
-        "enlarged (neither follows the other)"
-    ]
+    lines = []
+    if large:
+        lines.append(
+            f"{named}: larger than the stored picture, --config.data.size={config.data.size}; it "
+            "is enlarged (neither follows the other)"
+        )
+    looks, saves = config.monitor.every_steps, config.checkpoint.every_steps
+    if looks and saves and looks % saves and saves % looks:
+        lines.append(
+            f"--config.monitor.every_steps={looks} and --config.checkpoint.every_steps={saves} "
+            f"meet every {math.lcm(looks, saves):,} steps: the best checkpoint is one of those, "
+            "or the last"
+        )
+    return lines
 
 
 def fields(config: ConfigDict) -> None:

@@ -6,7 +6,9 @@ behind locks nothing. What only reads a run does not look at it.
 
 On NFS, Linux makes `flock` a lock at the server (since 2.6.12, for files open for writing, as
 here), so that hosts exclude each other. What a crashed host held is freed when the server notices:
-for NFSv4 after its lease, 90 s by default. So a holder on another host is waited for a while.
+for NFSv4 after its lease, 90 s by default. So a holder on another host is waited for a while. (A
+pod that comes up again elsewhere has the name of the one before: hosts are told apart by their boot
+as well.)
 Where a file system has no locks (Lustre without `-o flock`, NFS without its lock service, some FUSE
 mounts), that is said, and the run goes on without.
 """
@@ -118,7 +120,7 @@ def _take(folder: pathlib.Path, patience: float) -> int | None:
             os.close(file)  # its holder deleted it just before
             continue
         known = there is not None  # a moment after it was taken, nothing is written in it yet
-        elsewhere = known and there != socket.gethostname()
+        elsewhere = known and there != (socket.gethostname(), _boot())
         left = began + (patience if elsewhere else 0 if known else UNKNOWN) - time.monotonic()
         if left <= 0:
             gone = f"; if that host is gone for good, delete {path}" if elsewhere else ""
@@ -142,6 +144,7 @@ def _write(file: int) -> None:
     """Says in the file who holds it. On a full disk it says nothing, and the lock holds."""
     own = {
         "host": socket.gethostname(),
+        "boot": _boot(),
         "process": os.getpid(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         "command": shlex.join(sys.argv),
@@ -151,12 +154,20 @@ def _write(file: int) -> None:
         os.pwrite(file, (json.dumps(own, indent=1) + "\n").encode(), 0)
 
 
-def _holder(file: int) -> tuple[str | None, str]:
-    """(its host, which process it is) for messages; (None, 'another process') if it is not said."""
+def _boot() -> str:
+    """What the running kernel calls itself; '' where it has no such name (macOS)."""
+    try:
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _holder(file: int) -> tuple[tuple[str, str] | None, str]:
+    """((its host, its boot), which process it is); (None, 'another process') if it is not said."""
     try:
         about = json.loads(os.pread(file, 2**16, 0))
         place, number = str(about["host"]), int(about["process"])
         text = f"process {number} on {place} since {about['since']}: {about['command']}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None, "another process"
-    return place, " ".join(text.split())[:500]
+    return (place, str(about.get("boot", _boot()))), " ".join(text.split())[:500]

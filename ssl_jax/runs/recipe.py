@@ -59,8 +59,17 @@ def durations(config: ConfigDict) -> dict[str, float]:
 
 
 def long(config: ConfigDict, epochs: float) -> dict[str, float]:
-    """Those of `durations` that reach the end of a run of so many epochs."""
-    return {name: value for name, value in durations(config).items() if value >= epochs}
+    """Those of `durations` that reach the end of a run of so many epochs.
+
+    A learning rate is delayed first and warmed up then: the two count together.
+    """
+    found = durations(config)
+    both = {}
+    for name, value in found.items():
+        section, _, leaf = name.rpartition(".")
+        other = {"warmup_epochs": "delay_epochs", "delay_epochs": "warmup_epochs"}.get(leaf)
+        both[name] = value + found.get(f"{section}.{other}", 0.0)
+    return {name: value for name, value in found.items() if both[name] >= epochs}
 
 
 def fit(config: ConfigDict, epochs: float) -> tuple[ConfigDict, list[str]]:

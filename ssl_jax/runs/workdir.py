@@ -85,7 +85,9 @@ def has_learned(folder: pathlib.Path) -> bool:
     """Whether a run made a step that is written down: a checkpoint, a log line or a result."""
     kept = folder / "checkpoints"
     log = folder / "metrics.jsonl"
-    checkpoints = kept.is_dir() and any(verify.is_step(f.name) for f in kept.iterdir())
+    checkpoints = kept.is_dir() and any(
+        verify.is_step(f.name) and f.name != "0" for f in kept.iterdir()
+    )
     return checkpoints or (folder / "result.json").exists() or bool(_size(log))
 
 

@@ -88,6 +88,7 @@ def train(s: Session, state: TrainState) -> tuple[TrainState, int, dict[str, Any
     """
     leader = s.cluster.process == 0
     newest: dict[str, Any] = {}  # of the monitors
+    measured = -1  # the step whose state they saw
     logged: dict[str, float] = {}  # of the step
     losses = collections.deque(maxlen=health.WINDOW)  # logged
     bad: dict[int, str] = {}  # steps skipped of late, and what was not finite
@@ -156,8 +157,9 @@ def train(s: Session, state: TrainState) -> tuple[TrainState, int, dict[str, Any
                 return None
 
         def monitor(now):
+            nonlocal measured
             newest.clear()
-            at = int(now.step)
+            measured = at = int(now.step)
             seen = attempt("look", at, s.look, now) if s.monitors else None
             if seen is None:
                 return
@@ -168,10 +170,14 @@ def train(s: Session, state: TrainState) -> tuple[TrainState, int, dict[str, Any
                 if "alarm" in newest:
                     progress.note(f"ALARM at step {at:,}: {newest['alarm']}")
 
-        def known():
-            """What a checkpoint can be compared by: the monitors' values, or the step's own."""
+        def known(now):
+            """What a checkpoint can be compared by: what monitors found of it, or its own loss.
+
+            Not what they found of a state before: the best would be one that nobody measured.
+            """
             best = s.manager.best.metric
-            return {**{name: value for name, value in logged.items() if name == best}, **newest}
+            own = {name: value for name, value in logged.items() if name == best}
+            return {**own, **newest} if measured == int(now.step) else own
 
         def calls():
             try:
@@ -193,20 +199,20 @@ def train(s: Session, state: TrainState) -> tuple[TrainState, int, dict[str, Any
                 log=log,
                 bad=skipped,
                 monitor=monitor,
-                checkpoint=lambda now: store.save(s.manager, now, known()),
+                checkpoint=lambda now: store.save(s.manager, now, known(now)),
                 stop=stop,
             ),
             at_once=s.at_once,
         )
         if failed:
-            store.save_last(s.manager, state, known())
+            store.save_last(s.manager, state, known(state))
             if isinstance(failed[0], Lost):
                 more = f"saved at step {done}; the same command continues"
                 raise Lost(f"{failed[0]} {more}") from failed[0]
             raise failed[0]
         if done == s.total:
             monitor(state)
-    return state, done, known()
+    return state, done, known(state)
 
 
 def too_many_bad(bad: Mapping[int, str], done: int, row: int, manager) -> str:

@@ -88,6 +88,21 @@ def test_the_best_of_a_value_of_the_step(tmp_path):
     assert found[kept.resolve(tmp_path / "checkpoints", "best", kept.parse("min:loss"))] == least
 
 
+def test_a_checkpoint_has_what_was_measured_of_itself_and_of_no_other(tmp_path):
+    """Or the best would be one that nobody has looked at."""
+    more = ("--config.monitor.every_steps=4", "--config.checkpoint.every_steps=2")
+    assert tiny_run.run(tmp_path, *more, "--config.steps=10", "--config.checkpoint.keep=9") == 0
+    looked = {
+        r["step"]: r["knn_top1"]
+        for r in metrics.read(tmp_path / "metrics.jsonl")
+        if "knn_top1" in r
+    }
+    there = {one.step: one.metrics for one in kept.listed(tmp_path / "checkpoints")}
+    assert list(there) == [2, 4, 6, 8, 10] and list(looked) == [4, 8, 10]
+    for step, found in there.items():
+        assert found.get("knn_top1") == looked.get(step), step
+
+
 def test_a_run_that_learned_nothing_gives_way(tmp_path, monkeypatch, capsys):
     """It failed before its first step; the flags are mended and it begins."""
 

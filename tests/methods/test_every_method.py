@@ -38,8 +38,8 @@ REMEMBER = (
     "byol",
     "dino",
 )
-# The one with the most state: statistics, a target, a queue, its rows shuffled in blocks. All others
-# are in the long set.
+# The one with the most state: statistics, a target, a queue, its rows shuffled in blocks. All the
+# others are in the long set.
 KINDS = ("moco_v2",)
 
 

@@ -71,6 +71,16 @@ def test_views_that_enlarge_the_stored_picture_are_said():
     assert line.startswith("--config.views.both.size=20, --config.evaluate.size=28: larger than")
 
 
+def test_monitors_and_checkpoints_that_seldom_meet_are_said():
+    """Only a checkpoint that a monitor has seen can be the best."""
+    assert (
+        check.remarks(digits(**{"monitor.every_steps": 300, "checkpoint.every_steps": 100})) == []
+    )
+    assert check.remarks(digits(**{"monitor.every_steps": 0, "checkpoint.every_steps": 100})) == []
+    (line,) = check.remarks(digits(**{"monitor.every_steps": 250, "checkpoint.every_steps": 100}))
+    assert "meet every 500 steps" in line
+
+
 def test_a_field_of_another_type():
     config = ConfigDict({**digits().to_dict(), "batch": "64"}, convert_dict=True)
     with pytest.raises(UserError, match="--config.batch is '64'; it must be a number"):
@@ -96,6 +106,14 @@ def test_a_recipe_as_long_as_the_run():
     assert fitted.optimizer.warmup_epochs == 0.2 and fitted.optimizer.freeze_epochs == 0.2
     assert config.optimizer.warmup_epochs == 10.0, "the run's own config says what was asked for"
     assert len(lines) == 1 and "at most a tenth" in lines[0]
+
+
+def test_a_delay_and_the_warm_up_after_it_count_together():
+    config = digits(**{"optimizer.delay_epochs": 5.0, "optimizer.warmup_epochs": 5.0})
+    config.optimizer.warmup_fraction = 0.0
+    assert recipe.fit(config, 10.5) == (config, [])
+    with pytest.raises(UserError, match="delay_epochs=5, --config.optimizer.warmup_epochs=5: as"):
+        recipe.fit(config, 8.0)
 
 
 def test_freezes_of_groups_and_delays_of_methods_are_durations():

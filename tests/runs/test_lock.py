@@ -21,7 +21,9 @@ HOLDER = """
 import pathlib, socket, sys, time
 from ssl_jax.processes.host import Cluster
 from ssl_jax.runs import lock
-if sys.argv[2]:
+if sys.argv[2] == "a pod of the same name":
+    lock._boot = lambda: "another"
+elif sys.argv[2]:
     socket.gethostname = lambda: sys.argv[2]
 with lock.hold(pathlib.Path(sys.argv[1]), Cluster(1, 0, 1)):
     print("held", flush=True)
@@ -87,6 +89,13 @@ def test_a_holder_on_another_host_is_waited_for(holder, tmp_path, capsys):
     (folder / lock.NAME).unlink()  # what the message says
     with lock.hold(folder, ALONE, patience=0):
         pass
+
+
+def test_a_pod_of_the_same_name_on_another_machine_is_waited_for(holder, tmp_path, capsys):
+    """In an indexed job of Kubernetes pod 0 has one host name, wherever it comes up again."""
+    holder(host="a pod of the same name", seconds=1.5)
+    with lock.hold(tmp_path / "run", ALONE, patience=60):
+        assert "waiting 60 s" in capsys.readouterr().err
 
 
 def test_a_folder_that_stays_empty_is_removed_again(tmp_path):

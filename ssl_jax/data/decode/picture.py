@@ -256,7 +256,7 @@ def _colour(data: bytes) -> np.ndarray:
     """16-bit samples of a PNG or TIFF in colour or with alpha: uint16 [h, w, 3 or 4], RGB(A)."""
     import cv2
 
-    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    found = cv2.imdecode(np.frombuffer(as_stored(data), np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None or found.dtype != np.uint16 or found.ndim != 3:
         raise Unreadable("16-bit samples of a kind that cannot be read with data.range")
     return cv2.cvtColor(found, cv2.COLOR_BGR2RGB if found.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
@@ -326,3 +326,24 @@ def _channels(image, format: str, channels: int, between: tuple[int, int] | None
         image = Image.fromarray(pixels)
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def as_stored(data: bytes) -> bytes:
+    """A TIFF without its orientation, which OpenCV would turn it by in part; others as they are."""
+    order = {b"II": "little", b"MM": "big"}.get(data[:2])
+    if order is None:
+        return data
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(data[at : at + size], order)
+
+    # Where the directory's place stands, and the bytes of that, its count, an entry, and of what
+    # comes in an entry before the value: of a TIFF and of a BigTIFF.
+    at, wide, count, entry, before = (8, 8, 8, 20, 12) if number(2, 2) == 43 else (4, 4, 2, 12, 8)
+    first = number(at, wide)
+    begin = first + count
+    for place in range(begin, min(begin + entry * number(first, count), len(data)), entry):
+        if number(place, 2) == ORIENTATION:
+            value = place + before
+            return data[:value] + (1).to_bytes(2, order) + data[value + 2 :]
+    return data

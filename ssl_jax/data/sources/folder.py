@@ -261,8 +261,10 @@ def find_splits(root: str, train: str = "train", test: str = "test") -> Splits:
     places = {"train": os.path.join(root, learn or ""), "test": os.path.join(root, judge or "")}
     if learn is not None and judge is not None:
         said = [f"the {s} split is {n}/" for s, n in (("train", learn), ("test", judge)) if n != s]
-        left = [name for name in inside if name not in (learn, judge) and _pictures_in(root, name)]
-        said += [f"{', '.join(f'{n}/' for n in left)} left aside"] if said and left else []
+        if said:
+            others = [name for name in inside if name not in (learn, judge)]
+            left = [f"{name}/" for name in others if _pictures_in(root, name)]
+            said += [f"{', '.join(left)} left aside"] if left else []
         return Splits(places, (f"{root}: {', '.join(said)}",) if said else ())
     if learn is not None:
         return _train_alone(root, train, learn, inside)
@@ -318,8 +320,11 @@ def _alike(root: str, name: str, others: list[str]) -> str | None:
 
 
 def _pictures_in(root: str, name: str) -> bool:
-    """Whether there is a picture below a sub-folder."""
-    return next(_walk(os.path.join(root, name), f"{name}/", (), []), None) is not None
+    """Whether there is a picture below a sub-folder: not in lost+found, which may not be read."""
+    try:
+        return next(_walk(os.path.join(root, name), f"{name}/", (), []), None) is not None
+    except PermissionError:
+        return False
 
 
 def subfolders(folder: str) -> list[str]:

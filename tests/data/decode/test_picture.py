@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -209,6 +210,42 @@ def test_exif_orientation_is_applied(encode, smooth, orientation):
         options = {"quality": 95} if tolerance else {}
         out = decode(encode(stored, format, exif=exif, **options), 16, 3)
         assert np.abs(out.astype(int) - square(expected)).max() <= tolerance, format
+
+
+def deep_tiff(pixels, orientation, big):
+    """An uncompressed TIFF, or BigTIFF, of uint16 [h, w, 3]."""
+    height, width, _ = pixels.shape
+    head, entry, word = (16, 20, "Q") if big else (8, 12, "I")
+    tags = [(256, width), (257, height), (258, None), (259, 1), (262, 2), (273, None)]
+    tags += [(274, orientation), (277, 3), (278, height), (279, pixels.nbytes), (284, 1)]
+    count = struct.pack("<Q" if big else "<H", len(tags))
+    after = head + len(count) + entry * len(tags) + struct.calcsize(f"<{word}")
+    entries = b""
+    for tag, value in tags:
+        if tag == 258:  # 16 bits, three times: they fit into a BigTIFF's entry alone
+            bits = struct.pack("<HHHH", 16, 16, 16, 0) if big else struct.pack("<I", after)
+            entries += struct.pack(f"<HH{word}", tag, 3, 3) + bits
+        elif tag in (273, 279):
+            entries += struct.pack(f"<HH{word}{word}", tag, 16 if big else 4, 1, value or after + 6)
+        else:
+            entries += struct.pack(f"<HH{word}H", tag, 3, 1, value) + bytes(6 if big else 2)
+    start = (
+        struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16) if big else struct.pack("<2sHI", b"II", 42, 8)
+    )
+    bits = struct.pack("<HHH", 16, 16, 16)
+    return (
+        start + count + entries + bytes(len(struct.pack(f"<{word}", 0))) + bits + pixels.tobytes()
+    )
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["TIFF", "BigTIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_so_it_is_to_16_bit_colours_with_a_range(smooth, orientation, big):
+    """OpenCV, which reads them, turns a TIFF itself, in part."""
+    stored = smooth(16, 24)
+    data = deep_tiff(stored.astype("<u2") * 16, orientation, big)
+    out = decode(data, 16, 3, between=reader.bounds((0, 255 * 16)))
+    np.testing.assert_array_equal(out, square(UPRIGHT[orientation](stored)))
 
 
 def test_broken_exif_leaves_the_picture(encode, smooth):

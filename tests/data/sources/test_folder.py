@@ -8,7 +8,7 @@ import pytest
 from ssl_jax.data import loader
 from ssl_jax.data.decode import reader
 from ssl_jax.data.sources import NoSplit, absolute, open_source
-from ssl_jax.data.sources.folder import listing
+from ssl_jax.data.sources.folder import listing, split_folders
 from ssl_jax.errors import UserError
 
 FORMATS = (("JPEG", ".jpg"), ("PNG", ".png"), ("WEBP", ".webp"), ("BMP", ".BMP"), ("GIF", ".gif"),
@@ -252,6 +252,25 @@ def test_the_split_of_several_that_is_meant(config, tree, caplog):
     assert (test.read([0])["image"] == 3).all()
     train, test, _ = opened(config, root, caplog, train_split=".")
     assert train.examples == 4 and test is None
+
+
+def test_a_folder_that_may_not_be_read_is_left_where_it_is(tree, tmp_path, monkeypatch):
+    """lost+found, at the root of every disk: train/ and val/ beside it are read."""
+    tree({"train/a/0.png": 1, "val/a/0.png": 2})
+    (tmp_path / "lost+found").mkdir()
+    look = os.scandir
+
+    def scandir(path):
+        if "lost+found" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert set(split_folders(str(tmp_path))) == {"train", "test"}
+    (tmp_path / "val" / "a" / "0.png").unlink()
+    (tmp_path / "val" / "a").rmdir()
+    (tmp_path / "val").rmdir()
+    assert split_folders(str(tmp_path)) == {"train": f"{tmp_path}/train"}
 
 
 @pytest.mark.parametrize(
