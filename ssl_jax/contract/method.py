@@ -62,6 +62,8 @@ class Context(NamedTuple):
       fraction: float32 [], step / total_steps in [0, 1].
       key: typed key [], the same on every device; draw per-example noise from `keys`.
       axis: name of the device axis, or None. A Python string: close over it, never trace it.
+      pace: float32 [], after the end of the recipe: how fast training goes on, as a share of its
+        fastest (see `schedules.pace`). None in a run that is not extended.
     """
 
     step: jax.Array
@@ -69,6 +71,7 @@ class Context(NamedTuple):
     fraction: jax.Array
     key: jax.Array
     axis: str | None
+    pace: jax.Array | None = None
 
     def stream(self, name: str) -> jax.Array:
         """A key for what is drawn once a step, the same on every device, apart from all others.

@@ -140,14 +140,14 @@ def byol(
         value = regression.squared_distance(p1, z2) + regression.squared_distance(p2, z1)
         metrics = {
             "projection_similarity": -regression.negative_cosine(z1, z2),
-            "momentum": 1 - rate(ctx.step),
+            "momentum": 1 - rate(ctx),
             **spread(z1, ctx.axis),
         }
         return value, ({**state, **stats, "target_stats": target_stats}, metrics)
 
     def after_step(params, state, ctx):
         online = {name: params[name] for name in TARGET}
-        return params, {**state, "target": ema.update(state["target"], online, rate(ctx.step))}
+        return params, {**state, "target": ema.update(state["target"], online, rate(ctx))}
 
     return Method(
         views=views,

@@ -229,7 +229,7 @@ def dino(
         metrics = {
             "teacher_entropy": entropy,
             "teacher_student_kl": value - entropy,
-            "momentum": 1 - rate(ctx.step),
+            "momentum": 1 - rate(ctx),
             **spread(teacher, ctx.axis),
         }
         return value, ({**state, **stats, "target_stats": target_stats, "centre": centre}, metrics)
@@ -238,7 +238,7 @@ def dino(
         online = {name: params[name] for name in TEACHER}
         return params, {
             **state,
-            "target": ema.update(state["target"], online, rate(ctx.step)),
+            "target": ema.update(state["target"], online, rate(ctx)),
         }
 
     def labels(params):

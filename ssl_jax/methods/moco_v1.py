@@ -155,7 +155,7 @@ def moco_v1(
         q, stats = embed(params, state, views[:, 0], ctx.axis)
         # The key encoder first, from the parameters that the queries were computed with. The
         # micro-batches of a step share one update.
-        share = ema.of_micro_batch(rate(ctx.step), accumulate)
+        share = ema.of_micro_batch(rate(ctx), accumulate)
         target = ema.update(state["target"], params, share)
         order = shuffling.draw(ctx.stream("shuffle"), len(views), block, ctx.axis)
         k, target_stats = embed(

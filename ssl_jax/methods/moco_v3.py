@@ -155,7 +155,7 @@ def moco_v3(
     def loss(params, state, views, ctx):
         # The target first, from the parameters that the queries are computed with. The
         # micro-batches of a step share one update.
-        share = ema.of_micro_batch(rate(ctx.step), accumulate)
+        share = ema.of_micro_batch(rate(ctx), accumulate)
         averaged = {name: params[name] for name in ("encoder", "projector")}
         target = ema.update(state["target"], averaged, share)
         queries, keys = [], []

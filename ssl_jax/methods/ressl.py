@@ -161,7 +161,7 @@ def ressl(
         student, stats = embed(params, state, views[:, 0], ctx.axis)
         # The teacher first, from the parameters that the student's rows were computed with. The
         # micro-batches of a step share one update.
-        share = ema.of_micro_batch(rate(ctx.step), accumulate)
+        share = ema.of_micro_batch(rate(ctx), accumulate)
         target = ema.update(state["target"], params, share)
         order = orders.draw(ctx.stream("shuffle"), len(views), block, ctx.axis)
         teacher, target_stats = embed(

@@ -194,6 +194,23 @@ def extended(schedule: Schedule, config: Mapping[str, Any], batch: int, total: i
     return lambda step: jnp.where(jnp.asarray(step) < total, schedule(step), after(step))
 
 
+def pace(e: Extension, total: int) -> Schedule:
+    """How fast an extension trains, as a share of the recipe's fastest: its rate, falling to 0.
+
+    For what slows down to nothing over a recipe beside the learning rate: an EMA target.
+
+    Args:
+      e: the extension.
+      total: optimizer steps of the run before it.
+
+    Returns:
+      step -> float32 []; of no meaning before step `total`.
+    """
+    if e.schedule == "constant":
+        return constant(e.rate)
+    return delayed(cosine(e.rate, 0.0, e.steps), total)
+
+
 def peak_learning_rate(config: Mapping[str, Any], batch: int) -> float:
     """learning_rate, scaled with the batch as `make` says."""
     scale = {"none": 1.0, "linear": batch / 256, "sqrt": math.sqrt(batch)}

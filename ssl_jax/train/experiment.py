@@ -123,12 +123,13 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
 
     create = make_create(method, optimizer_of, blank)
     abstract = jax.eval_shape(create, jax.random.key(config.seed))
-    learning_rate = schedules.make(fitted.optimizer, **counts)
+    learning_rate, pace = schedules.make(fitted.optimizer, **counts), None
     if extension is not None:
+        pace = schedules.pace(extension, facts.total_steps)
         learning_rate = schedules.extended(
             learning_rate, fitted.optimizer, facts.batch, facts.total_steps, extension
         )
-    step = make_step(method, optimizer_of(abstract.params), facts, learning_rate)
+    step = make_step(method, optimizer_of(abstract.params), facts, learning_rate, pace)
     return Experiment(
         config=config,
         cluster=cluster,

@@ -18,6 +18,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     run: Run,
     learning_rate: Callable[[jax.Array], jax.Array | float],
+    pace: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Returns step(state, batch, axis) for `mapping.compile_step`.
 
@@ -32,6 +33,7 @@ def make_step(
       optimizer: transforms the averaged gradients.
       run: static facts of the run.
       learning_rate: number of updates -> rate, for the metrics alone; the optimizer has its own.
+      pace: `Context.pace` of a step, of a run that is extended.
 
     Returns:
       step(state, batch, axis) -> (state, metrics): batch leaves [k, b, …]; metrics float32 [],
@@ -65,6 +67,7 @@ def make_step(
             fraction=jnp.minimum(state.step.astype(jnp.float32) / run.total_steps, 1.0),
             key=step_key,
             axis=axis,
+            pace=None if pace is None else pace(state.step),
         )
 
         def body(carry, inputs):

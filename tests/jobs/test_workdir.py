@@ -3,12 +3,15 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from kit import programs, tiny_run
 
 from ssl_jax.checkpoints import kept
+from ssl_jax.devices import layout
 from ssl_jax.evaluate import monitors
+from ssl_jax.evaluate.features import encoder
 from ssl_jax.logs import metrics
 from ssl_jax.train import loop
 
@@ -67,6 +70,19 @@ def assert_extended(run, whole, schedule, capsys):
     assert result(run)["fingerprint"] == before["fingerprint"] and result(run)["steps"] == 10
     assert tiny_run.run(run, *more) == 0
     assert "is finished" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_an_extended_run_has_another_target(tmp_path):
+    """DINO's is what is probed, and its momentum ends at 1."""
+    run = ("--config=configs/dino.py:digits", *tiny_run.arguments(tmp_path)[1:], *SHORT)
+    run += ("--config.method.projector.out=64", "--config.recipe=keep")
+    found = []
+    for extend in (0.0, 0.1):
+        assert tiny_run.main.main([*run, f"--config.extend={extend}"]) == 0
+        params = encoder.restore(tmp_path, layout.mesh()).variables["params"]
+        found.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)]))
+    assert np.isfinite(found).all() and np.abs(found[1] - found[0]).max() > 1e-6
 
 
 def test_a_state_beyond_the_end_is_no_result(run, capsys):

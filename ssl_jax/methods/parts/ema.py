@@ -4,17 +4,22 @@ Everything here is told by the rate 1 − m, not by the momentum m: in float32 1
 off, and so would be the speed of the target.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ssl_jax.contract.method import Context
 from ssl_jax.optim import schedules
 
 
-def rate(start: float, end: float, total_steps: int) -> schedules.Schedule:
+def rate(start: float, end: float, total_steps: int) -> Callable[[Context], jax.Array]:
     """1 − m of a momentum m that goes from `start` to `end` along half a cosine.
+
+    A momentum that ends at 1 leaves a target that no longer moves. Where a run is extended, 1 − m
+    goes on as its learning rate does: `Context.pace` times that of the start.
 
     Args:
       start, end: m at step 0 and at `total_steps`, in [0, 1]; Python floats, so that 1 − m is
@@ -22,9 +27,16 @@ def rate(start: float, end: float, total_steps: int) -> schedules.Schedule:
       total_steps: optimizer steps of the run.
 
     Returns:
-      step -> float32 [].
+      context of a step -> float32 [].
     """
-    return schedules.cosine(1.0 - start, 1.0 - end, total_steps)
+    recipe = schedules.cosine(1.0 - start, 1.0 - end, total_steps)
+
+    def of(ctx):
+        if ctx.pace is None or end < 1:
+            return recipe(ctx.step)
+        return jnp.where(ctx.step < total_steps, recipe(ctx.step), (1.0 - start) * ctx.pace)
+
+    return of
 
 
 def of_micro_batch(rate: jax.Array, accumulate: int) -> jax.Array:
@@ -46,7 +58,7 @@ def update(target: Any, online: Any, rate: jax.Array | float) -> Any:
       target: pytree of floating arrays; each leaf keeps its dtype (float32 in this library: in
         bfloat16 a momentum of 0.999 would round away every update).
       online: pytree of the same structure and shapes.
-      rate: 1 − m in [0, 1], [] or a Python float; usually from `rate`.
+      rate: 1 − m in [0, 1], [] or a Python float; usually `rate`'s.
 
     Returns:
       pytree like `target`; exactly `target` at rate 0 and `online` at rate 1.
