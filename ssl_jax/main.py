@@ -3,6 +3,7 @@
 python -m ssl_jax.main --config simclr:imagenet --workdir W --config.batch=1024
 """
 
+import functools
 import importlib
 import logging
 import os
@@ -145,8 +146,17 @@ def parse(argv: list[str], flags, configs):
         raise UserError(f"{argument} has no {missing}.{section}") from None
     except (flags.Error, ValueError, TypeError) as error:
         text = " ".join(str(error).split())
+        section = sections(config).intersection(w.lstrip("-").partition("=")[0] for w in rest)
+        if section and "as a ConfigDict" in text:
+            name = min(section)
+            inner = functools.reduce(lambda c, part: c[part], name.split(".")[1:], config)
+            first = sorted(inner, key=lambda field: field not in ("name", "source"))
+            raise UserError(
+                f"--{name} has fields of its own, which are set one by one: "
+                + ", ".join(f"--{name}.{field}=…" for field in first[:3])
+            ) from None
         wrong = [w.lstrip("-").partition("=")[0] for w in rest if not w.startswith("--config.")]
-        field = next((w for w in wrong if w in config), None)
+        field = next((w for w in wrong if w in config and w not in values), None)
         hint = f"did you mean --config.{field}=VALUE?" if field else "--help shows the flags"
         raise UserError(f"{text} ({hint})") from None
     if len(left) > 1:
@@ -161,6 +171,12 @@ def parse(argv: list[str], flags, configs):
     return config, name, values
 
 
+def sections(config, prefix: str = "config") -> set[str]:
+    """The dotted names of everything in a config that has fields of its own."""
+    inner = {f"{prefix}.{k}": v for k, v in config.items() if isinstance(v, type(config))}
+    return set(inner).union(*(sections(value, name) for name, value in inner.items()))
+
+
 def take_policies(config, argv: list[str]) -> list[str]:
     """Takes `--config.views.NAME=POLICY` off the command line: an augmentation by its name.
 
@@ -171,12 +187,15 @@ def take_policies(config, argv: list[str]) -> list[str]:
     """
     from ssl_jax.augment import policies
 
-    rest = []
-    for word in argv:
+    rest, words = [], iter(argv)
+    for word in words:
         field, equals, value = word.partition("=")
         parts = field.removeprefix("--").split(".")
         views = config.get("views", {})
-        if not equals or parts[:-1] != ["config", "views"] or parts[-1] not in views:
+        named = parts[:-1] == ["config", "views"] and parts[-1] in views
+        if named and not equals:
+            value = next(words, "")
+        if not named:
             rest.append(word)
             continue
         old = views[parts[-1]]
@@ -194,21 +213,29 @@ def open_groups(config, argv: list[str]) -> None:
     A group has only what differs from `config.optimizer`, and a flag sets only fields that there
     are: so it gets the optimizer's own value first. Whether the method has such a group is asked
     later, where its parameters are known.
+
+    Raises:
+      UserError: a field that no optimizer has.
     """
     prefix = "config.optimizer.groups."
     named = [w.lstrip("-").partition("=")[0] for w in argv]
     named = [n.removeprefix(prefix).split(".") for n in named if n.startswith(prefix)]
     if not named or "groups" not in config.get("optimizer", {}):
         return
+    from ml_collections.config_dict import placeholder
+
     from ssl_jax.optim import optimizers
 
     for label, field in (n for n in named if len(n) == 2):
-        if field in optimizers.FIELDS:
-            groups = config.optimizer.groups
-            if label not in groups:
-                groups[label] = type(config)()
-            if field not in groups[label]:
-                groups[label][field] = config.optimizer.get(field, optimizers.FIELDS[field])
+        if field not in optimizers.FIELDS:
+            hint = near_misses(field, optimizers.FIELDS)
+            raise UserError(f"--{prefix}{label} has no field {field}.{hint}")
+        groups = config.optimizer.groups
+        if label not in groups:
+            groups[label] = type(config)()
+        if field not in groups[label]:
+            value = config.optimizer.get(field, optimizers.FIELDS[field])
+            groups[label][field] = placeholder(float) if value is None else value
 
 
 def take_config(argv: list[str]) -> tuple[str, list[str]]:

@@ -23,7 +23,33 @@ DIGITS = ("--config", "configs/simclr.py:digits", "--config.cpu_devices=4")
         (("--config", "configs/simclr.py:digit"), "Did you mean digits"),
         ((*DIGITS, "--config.bacth=4"), 'has no field bacth. Did you mean "batch"'),
         ((*DIGITS, "--config.data.sorce=x"), 'Did you mean "source"'),
-        ((*DIGITS, "--config.batch=many"), "config.batch=many"),
+        (
+            (*DIGITS, "--config.batch=many"),
+            "config.batch=many: invalid literal for int() with base",
+        ),
+        (
+            (*DIGITS, "--config.method=byol"),
+            "fields of its own, which are set one by one: --config.method.name=…",
+        ),
+        ((*DIGITS, "--config.data=folder:/x"), "one by one: --config.data.source=…"),
+        (
+            (*DIGITS, "--config.views.both", "simclrr"),
+            "--config.views.both: unknown augmentation 'simclrr'",
+        ),
+        (
+            (*DIGITS, "--config.views.both.size=0"),
+            "--config.views.both.size is 0; it must be a whole",
+        ),
+        (
+            (*DIGITS, "--config.model.width=0"),
+            "--config.model.width is 0; it must be a whole number",
+        ),
+        ((*DIGITS, "--config.model.blocks=()"), "--config.model.blocks is ()"),
+        ((*DIGITS, "--config.optimizer.groups.head.nme=x"), "no field nme. Did you mean name"),
+        (
+            (*DIGITS, "--config.optimizer.groups.head.name=frozen"),
+            "optimizer.groups.head: the method has no such",
+        ),
         ((*DIGITS, "--workdir=x", "--config.batch"), "Missing value"),
         ((*DIGITS, "--workdri=x"), "Did you mean: workdir"),
         ((*DIGITS, "batch=4"), "'batch=4' is not a flag"),

@@ -24,6 +24,7 @@ symmetric in left and right.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ssl_jax.augment import blur, color, geometry
@@ -99,16 +100,24 @@ def make(name: str, size: int, **overrides: Any) -> Policy:
     """
     if name not in POLICIES:
         raise UserError(f"unknown augmentation {name!r}.{near_misses(name, POLICIES)}")
-    fields = [f for f in Policy._fields if f != "size"]
-    for key in overrides:
-        if key not in fields:
-            raise UserError(
-                f"augmentation {name!r} has no field {key!r}.{near_misses(key, fields)}"
-            )
-    values = {**POLICIES[name], **overrides}
-    values = {k: _plain(v) for k, v in values.items()}
-    policy = Policy(size=size, **values)
-    _check(name, policy)
+    return check({**POLICIES[name], **overrides, "size": size}, f"augmentation {name!r}")
+
+
+def check(fields: Mapping[str, Any], where: str) -> Policy:
+    """The policy of these fields.
+
+    Args:
+      fields: of `Policy`, 'size' among them; lists are made tuples.
+      where: what they belong to, for messages: '--config.views.both'.
+
+    Raises:
+      UserError: an unknown field, or a value out of range.
+    """
+    for key in fields:
+        if key not in Policy._fields:
+            raise UserError(f"{where} has no field {key!r}.{near_misses(key, Policy._fields)}")
+    policy = Policy(**{k: _plain(v) for k, v in fields.items()})
+    _check(where, policy)
     return policy
 
 
@@ -265,13 +274,13 @@ POLICIES: dict[str, dict[str, Any]] = {
 }
 
 
-def _check(name: str, p: Policy) -> None:
+def _check(where: str, p: Policy) -> None:
     """Raises UserError for the first value that makes no sense."""
 
     def need(ok, field, rule):
         if not ok:
             value = getattr(p, field)
-            raise UserError(f"augmentation {name!r}: {field} is {value!r}, it must be {rule}.")
+            raise UserError(f"{where}.{field} is {value!r}; it must be {rule}")
 
     def interval(field, low, high, rule):
         v = getattr(p, field)

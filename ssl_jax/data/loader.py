@@ -188,6 +188,7 @@ def batches(
     threads: int | None = None,
     ahead: int = 2,
     patience: float = PATIENCE,
+    here: int = 1,
 ) -> Batches:
     """Training batches of the steps start … stop − 1.
 
@@ -202,6 +203,7 @@ def batches(
       threads: batches made at the same time; None: see `readers`.
       ahead: finished batches that may wait. Up to threads + ahead + 1 batches are in memory.
       patience: seconds to wait for data that is out of reach, before Lost is raised.
+      here: processes that share this host, its cores and its memory.
 
     Returns:
       Iterator of batches (`contract/batch.py`) of b = batch / processes rows.
@@ -220,7 +222,7 @@ def batches(
         return source.read(rows(seed, step, n, batch, process, processes, accumulate))
 
     steps = range(start, 2**62 if stop is None else stop)
-    threads = threads or readers(source, batch // processes, ahead)
+    threads = threads or readers(source, batch // processes, ahead, here)
     return Batches(make, steps, threads, ahead, patience)
 
 
@@ -232,6 +234,7 @@ def in_order(
     processes: int = 1,
     threads: int | None = None,
     ahead: int = 2,
+    here: int = 1,
 ) -> Batches:
     """All n examples once, in order, for evaluation.
 
@@ -252,23 +255,24 @@ def in_order(
         missing = b - len(real)
         return pad(found, missing, source.padding) if missing else found
 
-    threads = threads or readers(source, b, ahead)
+    threads = threads or readers(source, b, ahead, here)
     return Batches(make, range(-(-n // batch)), threads, ahead)
 
 
-def readers(source: Source, rows: int, ahead: int) -> int:
+def readers(source: Source, rows: int, ahead: int, here: int = 1) -> int:
     """How many threads read where nobody says it: one for every core of this process.
 
-    Every reader has a batch in memory: above FEW there are no more than keep all batches, those
-    ahead among them, within READY bytes.
+    Every reader has a batch in memory: above FEW on a host there are no more than keep all batches,
+    those ahead among them, within READY bytes of that host.
 
     Args:
       source: of the examples.
       rows: of a batch of this process.
       ahead: finished batches that may wait.
+      here: processes that share the host.
     """
-    within = READY // max(1, rows * size(source.fields)) - ahead - 1
-    return min(host.cores(), max(FEW, within))
+    within = READY // here // max(1, rows * size(source.fields)) - ahead - 1
+    return max(1, min(host.cores() // here, max(FEW // here, within)))
 
 
 def _check(batch: int, process: int, processes: int) -> None:

@@ -36,7 +36,12 @@ def fits(source: Source, memory: int, cache_bytes: int) -> bool:
 
 
 def pieces(
-    source: Source, *, threads: int | None, ahead: int, patience: float = loader.PATIENCE
+    source: Source,
+    *,
+    threads: int | None,
+    ahead: int,
+    patience: float = loader.PATIENCE,
+    here: int = 1,
 ) -> loader.Batches:
     """The whole set in order, in pieces of PIECE rows; the last one is what is left.
 
@@ -47,7 +52,7 @@ def pieces(
     def make(piece):
         return source.read(np.arange(piece * PIECE, min((piece + 1) * PIECE, n)))
 
-    threads = threads or loader.readers(source, min(n, PIECE), ahead)
+    threads = threads or loader.readers(source, min(n, PIECE), ahead, here)
     return loader.Batches(make, range(-(-n // PIECE)), threads, ahead, patience)
 
 

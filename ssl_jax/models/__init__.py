@@ -63,7 +63,22 @@ def make(config: Mapping[str, Any]) -> nn.Module:
             raise UserError(f"model.{key}: {name} has no such field.{near_misses(key, known)}")
         if isinstance(value, list):
             fields[key] = tuple(value)
+    check_sizes(fields)
     return constructor(**{**fields, "dtype": dtype_of(fields.get("dtype", "float32"))})
+
+
+def check_sizes(fields: Mapping[str, Any]) -> None:
+    """Checks the numbers that a network is made of.
+
+    Raises:
+      UserError: one that is no whole number from 1 on.
+    """
+    for name in ("width", "depth", "heads", "size", "patch", "blocks"):
+        value = fields.get(name, 1)
+        parts = value if name == "blocks" and isinstance(value, tuple) else (value,)
+        if not parts or not all(type(part) is int and part >= 1 for part in parts):
+            what = "whole numbers from 1 on" if name == "blocks" else "a whole number from 1 on"
+            raise UserError(f"--config.model.{name} is {value!r}; it must be {what}")
 
 
 def dtype_of(name: str, field: str = "model.dtype") -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from ssl_jax.augment import policies
 from ssl_jax.checkpoints import reading, verify
 from ssl_jax.contract import batch
 from ssl_jax.contract.method import Method, Run
@@ -86,6 +87,8 @@ def assemble(config: ConfigDict, cluster: host.Cluster, saved: workdir.Saved | N
     counted = config
     if config.epochs_in == "examples":
         counted = recipe.warmed_up_in_examples(config, train.examples)
+    for name, view in config.views.items():
+        policies.check(view, f"--config.views.{name}")
     fitted, notes = recipe.fit(counted, facts.total_steps / per_epoch)
     method = METHODS[config.method.name](fitted, facts)
 

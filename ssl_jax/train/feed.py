@@ -66,6 +66,7 @@ def streamed(o: Order) -> Feed:
         threads=o.threads,
         ahead=o.ahead,
         patience=o.patience,
+        here=o.cluster.here,
     )
 
     def calls() -> Iterator[dict[str, jax.Array]]:
@@ -80,7 +81,13 @@ def streamed(o: Order) -> Feed:
 
 def kept(o: Order) -> Feed:
     """Examples that are read once and stay: (the set, rows of a call's steps) on the devices."""
-    pieces = resident.pieces(o.source, threads=o.threads, ahead=o.ahead, patience=o.patience)
+    pieces = resident.pieces(
+        o.source,
+        threads=o.threads,
+        ahead=o.ahead,
+        patience=o.patience,
+        here=o.cluster.here,
+    )
 
     def calls() -> Iterator[tuple[dict[str, jax.Array], jax.Array]]:
         whole = resident.collect(o.source, pieces)

@@ -363,20 +363,26 @@ sys.modules["kept"] = batches
 
 
 @pytest.mark.parametrize(
-    "cores, mebibytes, readers",
+    "cores, mebibytes, here, readers",
     [
-        (2, 1, 2),  # one a core
-        (64, 1, 64),
-        (64, 128, 28),  # 4 GiB hold 32 batches: 28 being read, 3 ahead, 1 in use
-        (64, 600, 8),  # never fewer than 8 for want of memory
-        (4, 600, 4),
+        (2, 1, 1, 2),  # one a core
+        (64, 1, 1, 64),
+        (64, 128, 1, 28),  # 4 GiB hold 32 batches: 28 being read, 3 ahead, 1 in use
+        (64, 600, 1, 8),  # never fewer than 8 for want of memory
+        (4, 600, 1, 4),
+        (64, 1, 8, 8),  # eight processes share the host
+        (64, 128, 2, 12),  # 2 GiB each
+        (64, 600, 8, 1),
+        (2, 1, 4, 1),
     ],
 )
-def test_there_is_a_reader_for_every_core_that_memory_bears(cores, mebibytes, readers, monkeypatch):
+def test_there_is_a_reader_for_every_core_that_memory_bears(
+    cores, mebibytes, here, readers, monkeypatch
+):
     monkeypatch.setattr(host, "cores", lambda: cores)
     fields = {"image": jax.ShapeDtypeStruct((1 << 20,), np.uint8)}
     source = count(10)._replace(fields=fields)
-    assert loader.readers(source, mebibytes, 3) == readers
+    assert loader.readers(source, mebibytes, 3, here) == readers
 
 
 def test_cores_where_the_system_does_not_say(monkeypatch):

@@ -187,7 +187,7 @@ def open_set(
     def compute(places, batch):
         wanted = rows[places]
         picked = source._replace(examples=len(wanted), read=lambda i: source.read(wanted[i]))
-        shares = {"process": cluster.process, "processes": cluster.processes}
+        shares = {f: getattr(cluster, f) for f in ("process", "processes", "here")}
         with loader.in_order(picked, batch=whole(batch), **shares) as batches:
             for read in batches:
                 yield jax.tree.map(np.asarray, encode(variables, read))

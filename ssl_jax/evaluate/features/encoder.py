@@ -150,7 +150,11 @@ def extract(
     batch = -(-batch // devices) * devices
     picked = source._replace(examples=len(rows), read=lambda i: source.read(rows[i]))
     with loader.in_order(
-        picked, batch=batch, process=cluster.process, processes=cluster.processes
+        picked,
+        batch=batch,
+        process=cluster.process,
+        processes=cluster.processes,
+        here=cluster.here,
     ) as batches:
         outputs = (encode(variables, batch) for batch in batches)
         return collect.extract(outputs)
