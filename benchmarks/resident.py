@@ -55,7 +55,7 @@ def measure(a: argparse.Namespace, at_once: int | None, resident: bool | None) -
     step = experiment.compile_step(e)
     batches = itertools.repeat(fixed, calls + 2)
     if at_once is not None:
-        _, batches = (pretrain.kept if resident else pretrain.streamed)(e, 0, "begin")
+        batches = pretrain.feed_of(e, 0, "begin").calls
     in_flight = collections.deque()
     for call, batch in enumerate(batches):  # as loop.train
         if call == 2:  # the first two are not timed

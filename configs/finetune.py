@@ -40,6 +40,7 @@ def defaults() -> ConfigDict:
     c.labels_seed = 0  # of the list of those labels: its draw
     c.steps = config_dict.placeholder(int)  # optimizer steps; wins over epochs
     c.epochs = config_dict.placeholder(float)  # passes; few labels are repeated to fill a batch
+    c.recipe = "refuse"  # where the warm-up is as long as the training: refuse | tenth | keep
     c.batch = 128  # images of one optimizer step over all devices and micro-batches
     c.accumulate = 1  # micro-batches that a step is computed in
     c.parallel = "shard_map"  # shard_map | pmap | jit

@@ -33,6 +33,7 @@ class Best(NamedTuple):
 
 
 KNN = Best("knn_top1", "max")
+FINETUNED = Best("finetune_top1", "max")  # of a fine-tuning
 
 
 class Kept(NamedTuple):

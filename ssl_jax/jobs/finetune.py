@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax.augment.mixing import Mixing
-from ssl_jax.checkpoints import store
+from ssl_jax.checkpoints import kept, store
 from ssl_jax.contract import batch
 from ssl_jax.data import loader
 from ssl_jax.errors import UserError
@@ -88,7 +88,8 @@ def finetune(config: ConfigDict, o: probing.Opened) -> dict[str, Any]:
             f"{plan.facts.total_steps:,} steps of {plan.facts.batch}; workdir {o.folder}"
         )
         print(*plan.lines, sep="\n")
-    with lock.hold(o.folder, o.cluster), store.open_manager(o.folder / "checkpoints", 2) as manager:
+    opened = store.open_manager(o.folder / "checkpoints", 2, kept.FINETUNED)
+    with lock.hold(o.folder, o.cluster), opened as manager:
         starting.claim(config, o, plan.facts, manager)
         state, start = starting.begin(config, o, plan, manager)
         state, done = learn(config, o, plan, state, start, manager)

@@ -162,6 +162,36 @@ def learn(e: Experiment, encode, state: TrainState, start: int, manager, folder:
       (state, steps done, newest values of the monitors).
     """
     c = e.config
+    training = session.Session(
+        folder=folder,
+        manager=manager,
+        cluster=e.cluster,
+        step=e.step,
+        feed=feed_of(e, start, f"begin/{folder}"),
+        start=start,
+        total=e.total,
+        rows=c.batch,
+        steps_per_epoch=e.run.steps_per_epoch,
+        at_once=c.steps_at_once,
+        every=loop.Every(c.log_every, c.monitor.every_steps, c.checkpoint.every_steps),
+        look=lambda state: monitors.look(e, encode, state),
+        monitors=monitors.make(e),
+        shown=console.SHOWN,
+        noun=batch.noun(e.train.fields),
+        max_bad_steps=c.max_bad_steps,
+    )
+    return session.train(training, state)
+
+
+def feed_of(e: Experiment, start: int, meeting: str) -> feed.Feed:
+    """What the steps of a run take, from step `start` on: streamed, or kept on the devices.
+
+    Args:
+      e: the run, settled (`settle`).
+      start: steps done before.
+      meeting: names the place where the processes wait for each other before the first batch.
+    """
+    c = e.config
     order = feed.Order(
         source=e.train,
         seed=c.seed,
@@ -176,24 +206,6 @@ def learn(e: Experiment, encode, state: TrainState, start: int, manager, folder:
         threads=c.data.threads,
         ahead=c.data.ahead,
         patience=c.data.patience,
-        meeting=f"begin/{folder}",
+        meeting=meeting,
     )
-    training = session.Session(
-        folder=folder,
-        manager=manager,
-        cluster=e.cluster,
-        step=e.step,
-        feed=(feed.kept if c.data.resident else feed.streamed)(order),
-        start=start,
-        total=e.total,
-        rows=c.batch,
-        steps_per_epoch=e.run.steps_per_epoch,
-        at_once=c.steps_at_once,
-        every=loop.Every(c.log_every, c.monitor.every_steps, c.checkpoint.every_steps),
-        look=lambda state: monitors.look(e, encode, state),
-        monitors=monitors.make(e),
-        shown=console.SHOWN,
-        noun=batch.noun(e.train.fields),
-        max_bad_steps=c.max_bad_steps,
-    )
-    return session.train(training, state)
+    return (feed.kept if c.data.resident else feed.streamed)(order)

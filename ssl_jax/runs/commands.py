@@ -11,6 +11,12 @@ from ml_collections import ConfigDict
 
 from ssl_jax.runs import config as configs
 
+# What the command of a run does not say: where it lies, and what it settles by itself.
+OWN = (
+    *("workdir", "overwrite", "cpu_devices", "parallel", "compile_cache"),
+    *("steps_at_once", "data.resident"),
+)
+
 
 def program() -> str:
     """How a command that the user is shown begins: as the one that this process was started with.
@@ -48,7 +54,7 @@ def run_command(config: ConfigDict, folder: str) -> str | None:
     name, preset = found
     mine, theirs = flat(config.to_dict()), flat(preset.to_dict())
     words = []
-    for field in configs.differences(preset, config):
+    for field in configs.differences(preset, config, OWN):
         if field in absent(config, preset):
             continue  # of the model: what the preset says of it is what the run did
         if field not in mine or field not in theirs or mine[field] is None:

@@ -265,8 +265,8 @@ def from_json(text: str) -> ConfigDict:
     return ConfigDict(tuples(json.loads(text)))
 
 
-def differences(a: ConfigDict, b: ConfigDict) -> list[str]:
-    """Dotted names of the fields that differ between two configs, those free on resume aside."""
+def differences(a: ConfigDict, b: ConfigDict, free: tuple[str, ...] = FREE_ON_RESUME) -> list[str]:
+    """Dotted names of the fields that differ between two configs, `free` fields and sections aside."""
 
     def flat(value, prefix=""):
         if isinstance(value, dict):
@@ -278,5 +278,5 @@ def differences(a: ConfigDict, b: ConfigDict) -> list[str]:
     left, right = (dict(flat(json.loads(to_json(c)))) for c in (a, b))
     absent = object()
     names = sorted(n for n in {*left, *right} if left.get(n, absent) != right.get(n, absent))
-    free = tuple(f + "." for f in FREE_ON_RESUME)
-    return [n for n in names if n not in FREE_ON_RESUME and not n.startswith(free)]
+    below = tuple(f + "." for f in free)
+    return [n for n in names if n not in free and not n.startswith(below)]

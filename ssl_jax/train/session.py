@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ssl_jax.checkpoints import store
+from ssl_jax.checkpoints import kept, store
 from ssl_jax.contract.source import Lost
 from ssl_jax.data import stall
 from ssl_jax.errors import UserError, line
@@ -94,6 +94,7 @@ def train(s: Session, state: TrainState) -> tuple[TrainState, int, dict[str, Any
     bad: dict[int, str] = {}  # steps skipped of late, and what was not finite
     watch = stall.Watch()
     failed: list[Exception] = []  # of the loader
+    said: list[str] = []  # that nothing measures what the best is kept by
     with contextlib.ExitStack() as stack:
         stack.enter_context(s.feed.batches)
         asked = stopping.requested(s.cluster, str(s.folder), s.at_once)
@@ -166,6 +167,14 @@ def train(s: Session, state: TrainState) -> tuple[TrainState, int, dict[str, Any
             for each in s.monitors:
                 newest.update(attempt(each.name, at, each.measure, seen, logged) or {})
             if leader:
+                best = s.manager.best.metric
+                if best not in {**logged, **newest} and not said:
+                    said.append(best)
+                    names = ", ".join(sorted(k for k in kept.numbers(newest)))
+                    progress.note(
+                        f"nothing measures '{best}', by which the best checkpoint is to be kept "
+                        f"(--config.checkpoint.best): only the newest are. Measured: {names}"
+                    )
                 write(at, newest)
                 if "alarm" in newest:
                     progress.note(f"ALARM at step {at:,}: {newest['alarm']}")

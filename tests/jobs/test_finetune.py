@@ -174,7 +174,7 @@ def test_it_continues_to_the_same_bits_and_only_itself(runs, tmp_path, capsys):
     assert run(runs / "0", *here) == 0  # finished: judged again
     assert losses(folder) == curve and result(folder) == found
     job = json.loads((folder / "job.json").read_text())  # one that is older than some fields
-    for young in ("step", "encoder", "dtype"):
+    for young in ("step", "encoder", "dtype", "recipe"):
         del job["config"][young]
     del job["config"]["data"]["range"], job["config"]["mixing"]["group"]
     (folder / "job.json").write_text(json.dumps(job))
@@ -195,10 +195,10 @@ def test_it_continues_to_the_same_bits_and_only_itself(runs, tmp_path, capsys):
 
 def test_fields_younger_than_a_fine_tuning_mean_what_it_did():
     before = {"data": {"source": "digits"}, "mixing": {"mixup": 0.8}, "steps": 6}
-    whole = start.completed(before, "bfloat16")
+    whole = start.completed(before, "bfloat16", "refuse")
     assert whole["mixing"] == {"mixup": 0.8, "group": 0} and whole["dtype"] == "bfloat16"
     now = {**whole, "mixing": {"mixup": 0.0, "group": 4}, "dtype": "float32"}
-    assert start.completed(now, "bfloat16") == now
+    assert start.completed(now, "bfloat16", "keep") == now
 
 
 def test_it_is_not_continued_from_another_run_in_the_same_folder(runs, tmp_path, capsys):

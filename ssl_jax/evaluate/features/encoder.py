@@ -243,7 +243,7 @@ def restore(
     with store.open_manager(folder / "checkpoints", 1, read_only=True) as manager:
         if verify.steps(folder / "checkpoints") == [] and which == "last":
             raise UserError(f"--config.checkpoint: {folder} has no finished checkpoint yet")
-        best = kept.parse(saved.config.checkpoint.get("best", str(kept.KNN)))
+        best = kept.FINETUNED if saved.finetuned else kept.parse(saved.config.checkpoint.best)
         picked, at = kept.read(
             manager, which, lambda step: reading.restore_part(manager, step, like, pick), best
         )

@@ -16,6 +16,7 @@ from ssl_jax.evaluate import probing
 from ssl_jax.evaluate.features import encoder, representation, run_features
 from ssl_jax.evaluate.probes import lowshot
 from ssl_jax.optim import layer_decay, optimizers, schedules
+from ssl_jax.runs import recipe
 from ssl_jax.train import supervised
 from ssl_jax.train.state import make_create
 from ssl_jax.train.step import make_step
@@ -72,7 +73,8 @@ def assemble(config: ConfigDict, o: probing.Opened) -> Plan:
     facts = Run(len(rows), config.batch, per_epoch, max(total, 1))
 
     blank = batch.specs(source.fields, micro // jax.device_count())
-    rule = config.optimizer.to_dict()
+    fitted, notes = recipe.fit(config, facts.total_steps / per_epoch)
+    rule = fitted.optimizer.to_dict()
     if config.head_learning_rate is not None:
         rule["groups"] = {**rule["groups"], "head": {"learning_rate": config.head_learning_rate}}
     counts = {
@@ -92,6 +94,7 @@ def assemble(config: ConfigDict, o: probing.Opened) -> Plan:
     lines = optimizers.describe(rule, params, method.labels(params), **counts)
     factors = jax.tree.leaves(layer_decay.scales(params, decay))
     lines.append(f"layer decay {decay:g}: updates × {min(factors):.3g} (stem) … {max(factors):g}")
+    lines += notes
     step = make_step(method, optimizer_of(params), facts, schedules.make(rule, **counts))
 
     return Plan(

@@ -46,7 +46,7 @@ def claim(config: ConfigDict, o: probing.Opened, facts: Run, manager) -> None:
     if manager.latest_step() is not None:
         try:
             there = json.loads(file.read_text())
-            before = completed(there["config"], o.restored.trained_in)
+            before = completed(there["config"], o.restored.trained_in, config.recipe)
             changed = configs.differences(ConfigDict(before), ConfigDict(own["config"]))
             names = [name for name in own if name not in ("config", "identity")]
             changed += [name for name in names if there[name] != own[name]]
@@ -78,14 +78,16 @@ def claim(config: ConfigDict, o: probing.Opened, facts: Run, manager) -> None:
         workdir.write_json(file, {**own, "classes": o.classes, "pretrained": pretrained})
 
 
-def completed(before: dict[str, Any], dtype: str) -> dict[str, Any]:
+def completed(before: dict[str, Any], dtype: str, recipe: str) -> dict[str, Any]:
     """The config of a fine-tuning, with the fields that are younger than it as they were meant.
 
     Args:
       before: of job.json.
       dtype: that the run was trained in, as its fine-tuning then was.
+      recipe: that is asked for now. Then there was none, and a long one was kept.
     """
-    young = {"step": "last", "encoder": None, "dtype": dtype}
+    kept = "keep" if recipe == "tenth" else recipe
+    young = {"step": "last", "encoder": None, "dtype": dtype, "recipe": kept}
     group = 0 if supervised.is_mixed(Mixing(**before["mixing"])) else Mixing().group
     data, mixing = {"range": None, **before["data"]}, {"group": group, **before["mixing"]}
     return {**young, **before, "data": data, "mixing": mixing}
