@@ -266,7 +266,7 @@ def from_json(text: str) -> ConfigDict:
 
 
 def differences(a: ConfigDict, b: ConfigDict, free: tuple[str, ...] = FREE_ON_RESUME) -> list[str]:
-    """Dotted names of the fields that differ between two configs, `free` fields and sections aside."""
+    """Dotted names of the fields that differ between two configs, those in `free` aside."""
 
     def flat(value, prefix=""):
         if isinstance(value, dict):
