@@ -146,9 +146,9 @@ def parse(argv: list[str], flags, configs):
         raise UserError(f"{argument} has no {missing}.{section}") from None
     except (flags.Error, ValueError, TypeError) as error:
         text = " ".join(str(error).split())
-        section = sections(config).intersection(w.lstrip("-").partition("=")[0] for w in rest)
-        if section and "as a ConfigDict" in text:
-            name = min(section)
+        whole = sections(config).intersection(w.lstrip("-").partition("=")[0] for w in rest)
+        if whole and "as a ConfigDict" in text:
+            name = min(whole)
             inner = functools.reduce(lambda c, part: c[part], name.split(".")[1:], config)
             first = sorted(inner, key=lambda field: field not in ("name", "source"))
             raise UserError(
@@ -218,8 +218,8 @@ def open_groups(config, argv: list[str]) -> None:
       UserError: a field that no optimizer has.
     """
     prefix = "config.optimizer.groups."
-    named = [w.lstrip("-").partition("=")[0] for w in argv]
-    named = [n.removeprefix(prefix).split(".") for n in named if n.startswith(prefix)]
+    words = [w.lstrip("-").partition("=")[0] for w in argv]
+    named = [w.removeprefix(prefix).split(".") for w in words if w.startswith(prefix)]
     if not named or "groups" not in config.get("optimizer", {}):
         return
     from ml_collections.config_dict import placeholder

@@ -60,7 +60,8 @@ def described(folder: pathlib.Path, saved: Saved) -> dict[str, Any]:
       UserError: the folder cannot be written.
     """
     run = saved.run._asdict()
-    fields, facts = run.pop("fields"), run.pop("facts")
+    fields, facts = run.pop("fields"), saved.run.facts
+    del run["facts"]
     content = {
         "config": json.loads(configs.to_json(saved.config)),
         "run": run,

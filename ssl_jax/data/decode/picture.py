@@ -330,12 +330,12 @@ def _channels(image, format: str, channels: int, between: tuple[int, int] | None
 
 def as_stored(data: bytes) -> bytes:
     """A TIFF without its orientation, which OpenCV would turn it by in part; others as they are."""
-    order = {b"II": "little", b"MM": "big"}.get(data[:2])
-    if order is None:
+    if data[:2] not in (b"II", b"MM"):
         return data
+    little = data[:2] == b"II"
 
     def number(at: int, size: int) -> int:
-        return int.from_bytes(data[at : at + size], order)
+        return int.from_bytes(data[at : at + size], "little" if little else "big")
 
     # Where the directory's place stands, and the bytes of that, its count, an entry, and of what
     # comes in an entry before the value: of a TIFF and of a BigTIFF.
@@ -345,5 +345,5 @@ def as_stored(data: bytes) -> bytes:
     for place in range(begin, min(begin + entry * number(first, count), len(data)), entry):
         if number(place, 2) == ORIENTATION:
             value = place + before
-            return data[:value] + (1).to_bytes(2, order) + data[value + 2 :]
+            return data[:value] + (1).to_bytes(2, "little" if little else "big") + data[value + 2 :]
     return data
