@@ -181,7 +181,7 @@ def main() -> None:
     a.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         cache = (a.cache or pathlib.Path(folder)).absolute()
-        os.environ["XDG_CACHE_HOME"] = str(cache)  # ssl_jax.host.set_compile_cache
+        os.environ["XDG_CACHE_HOME"] = str(cache)  # host.set_compile_cache
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor")
         os.environ["TRITON_CACHE_DIR"] = str(cache / "triton")
         texts = step_cases.describe(a.cases, a.batch, a.tiny)

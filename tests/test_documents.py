@@ -13,20 +13,24 @@ from ssl_jax.runs import check
 from ssl_jax.runs import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
-TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").glob("*.md")]
+TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").glob("[!_]*.*")]
 CONFIGS = [f"configs/{name}.py" for name in configs.names() if name != "common"]
 
 
 def text_of(file):
     """The text of a document or config, lines that a backslash continues as one."""
     text = configs.load_module(file).__doc__ if file in CONFIGS else (ROOT / file).read_text()
+    text = re.sub(r"^# ?", "", text, flags=re.MULTILINE) if file.startswith("launch/") else text
     return re.sub(r"\\\n\s*", " ", text).replace("$seed", "0")
 
 
 def commands(text):
-    """The words after `python -m ssl_jax.main` or `ssl-jax` of each command in a text."""
-    found = re.findall(r"(?:python -m ssl_jax\.main|\bssl-jax) (--config [^\n`]+)", text)
-    return [shlex.split(line, comments=True) for line in found if "…" not in line]
+    """The words after `python -m ssl_jax.main`, `ssl-jax` or a launcher, of every command."""
+    before = r"(?:python -m ssl_jax\.main|\bssl-jax|launch/[^\n`]+ --|launch/slurm\.sbatch)"
+    found = re.findall(before + r" (--config [^\n`|\"]+)", text)
+    patterns = ("…", "FILE", "$")  # of a line that is no command as it stands
+    whole = [line for line in found if not any(p in line for p in patterns)]
+    return [shlex.split(line, comments=True) for line in whole]
 
 
 def ablations(text):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from kit.small_state import create, encoder, like, whole
 
-from ssl_jax.checkpoints import manifest, reading, store, tree, verify
+from ssl_jax.checkpoints import kept, manifest, reading, store, tree, verify
 from ssl_jax.errors import UserError
 
 
@@ -67,7 +67,11 @@ def test_the_newest_two_and_the_best_stay(tmp_path):
             store.save(manager, create(step=step), {"knn_top1": accuracy})
         manager.wait_until_finished()
         assert sorted(manager.all_steps()) == [2, 4, 5]
-        store.save(manager, create(step=5), {"knn_top1": 0.4})  # saved already: nothing happens
+        before = (tmp_path / "5").stat().st_mtime_ns
+        store.save(manager, create(step=5), {"knn_top1": 0.9})  # saved already: nothing happens
+        manager.wait_until_finished()
+        assert (tmp_path / "5").stat().st_mtime_ns == before
+        assert kept.listed(tmp_path)[-1].metrics["knn_top1"] == 0.4
 
 
 def test_a_fingerprint_is_of_names_dtypes_shapes_and_bytes():

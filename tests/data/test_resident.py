@@ -20,7 +20,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (N, *SHAPE), np.uint8)
 
 
 def read(rows):
-    """The picture after BROKEN stands in for it, as `pictures.reader` has it."""
+    """The picture after BROKEN stands in for it, as `decode/reader.py` has it."""
     index = np.where(rows == BROKEN, BROKEN + 1, rows).astype(np.int32)
     return {"image": IMAGES[index], "index": index, "label": index % 3}
 

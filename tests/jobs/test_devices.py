@@ -50,7 +50,7 @@ def on_one_device(folder, *more):
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and "on 1 cpu device " in out, out
     found = losses(folder)
-    assert len(found) == STEPS and min(found) < found[0] - 0.1, "it does not learn"
+    assert len(found) == STEPS and np.mean(found[-2:]) < np.mean(found[:2]), "it does not learn"
     return found
 
 

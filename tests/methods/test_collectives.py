@@ -13,7 +13,7 @@ from kit.hlo import collectives as listed
 from ssl_jax.devices import collectives, layout, mapping
 from ssl_jax.models import conv
 
-# Images of 28×28 and 8 rows a device: thousands of numbers, where embeddings have 8 a row.
+# Images of 28×28 and 4 rows a device: thousands of numbers, where embeddings have 8 a row.
 BATCH, DEVICES, WIDTH = programs.BATCH, 4, 8
 # Where no axis is named the partitioner decides what travels; it has most to decide where views
 # are joined, permuted or picked. All methods under it: `python -m benchmarks.collectives`.

@@ -51,6 +51,7 @@ def test_the_encoder_learns_from_so_many_rows_and_not_from_fewer(name):
     if least == 2:
         try:
             alone = gradient(name, 1)[1]
-        except ValueError:  # nothing to compare with
+        except ValueError as error:
+            assert "at least two rows" in str(error)
             alone = 0.0
         assert alone < 1e-6

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from kit import tiny_run
@@ -53,12 +54,23 @@ def holder(tmp_path):
         process.communicate()
 
 
-def test_the_second_is_told_who_holds_it_and_kill_9_frees_it(holder, tmp_path):
+def ended_while_waiting(monkeypatch, process):
+    """The first pause of one who waits ends the holder."""
+
+    def sleep(seconds):
+        process.kill()
+        process.wait()
+
+    now = types.SimpleNamespace(monotonic=time.monotonic, strftime=time.strftime, sleep=sleep)
+    monkeypatch.setattr(lock, "time", now)
+
+
+def test_the_second_is_told_who_holds_it_and_kill_9_frees_it(holder, tmp_path, monkeypatch):
     folder, process = tmp_path / "run", holder()
-    began = time.monotonic()
-    with pytest.raises(UserError) as error, lock.hold(folder, ALONE):
-        pass
-    assert time.monotonic() - began < 1, "at once"
+    with monkeypatch.context() as during:
+        during.setattr(time, "sleep", lambda seconds: pytest.fail("it is said at once"))
+        with pytest.raises(UserError) as error, lock.hold(folder, ALONE):
+            pass
     assert re.fullmatch(
         rf"{folder} is in use by process {process.pid} on {socket.gethostname()} since "
         rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d: -c {folder} '' 60; wait for its end, or choose "
@@ -75,11 +87,12 @@ def test_the_second_is_told_who_holds_it_and_kill_9_frees_it(holder, tmp_path):
     assert list(folder.iterdir()) == []
 
 
-def test_a_holder_on_another_host_is_waited_for(holder, tmp_path, capsys):
+def test_a_holder_on_another_host_is_waited_for(holder, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run"
-    holder(host="elsewhere", seconds=1.5)
-    with lock.hold(folder, ALONE, patience=60):  # it ends meanwhile
-        assert f"process {os.getpid()}" not in (folder / lock.NAME).read_text()
+    with monkeypatch.context() as during:
+        ended_while_waiting(during, holder(host="elsewhere"))
+        with lock.hold(folder, ALONE, patience=60):
+            assert str(os.getpid()) in (folder / lock.NAME).read_text()
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "on elsewhere since" in line and "waiting 60 s" in line
     holder(host="elsewhere")
@@ -91,9 +104,11 @@ def test_a_holder_on_another_host_is_waited_for(holder, tmp_path, capsys):
         pass
 
 
-def test_a_pod_of_the_same_name_on_another_machine_is_waited_for(holder, tmp_path, capsys):
+def test_a_pod_of_the_same_name_on_another_machine_is_waited_for(
+    holder, tmp_path, capsys, monkeypatch
+):
     """In an indexed job of Kubernetes pod 0 has one host name, wherever it comes up again."""
-    holder(host="a pod of the same name", seconds=1.5)
+    ended_while_waiting(monkeypatch, holder(host="a pod of the same name"))
     with lock.hold(tmp_path / "run", ALONE, patience=60):
         assert "waiting 60 s" in capsys.readouterr().err
 

@@ -40,7 +40,6 @@ def digits_dir(tmp_path_factory):
     return root
 
 
-@pytest.mark.long
 def test_two_processes_prepare_one_set(digits_dir):
     assert os.listdir(digits_dir) == ["ssl_jax_digits"]
     assert os.listdir(digits_dir / "ssl_jax_digits") == ["1.0.0"]

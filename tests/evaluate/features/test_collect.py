@@ -1,13 +1,15 @@
 import threading
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ssl_jax.contract.source import Source
-from ssl_jax.evaluate.features import collect, representation
+from ssl_jax.evaluate.features import collect, encoder, representation
 from ssl_jax.evaluate.features.representation import Part
+from ssl_jax.processes import host
 
 
 def outputs(n=10, b=4, marked=True):
@@ -35,6 +37,28 @@ def test_order_and_padding(ahead):
     assert x.dtype == np.float32 and y.dtype == np.int32
     np.testing.assert_array_equal(x, [[i, 4 * i] for i in range(10)])
     np.testing.assert_array_equal(y, [i % 3 for i in range(10)])
+
+
+def test_a_short_last_batch_takes_no_program_of_its_own():
+    """Ten rows in batches of four: the last is padded, and nothing is traced anew."""
+    fields = {"image": jax.ShapeDtypeStruct((2, 2, 1), np.uint8)}
+
+    def read(rows):
+        image = np.broadcast_to(rows.astype(np.uint8)[:, None, None, None], (len(rows), 2, 2, 1))
+        return {"image": image, "index": rows.astype(np.int32), "label": rows.astype(np.int32) % 3}
+
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def encoded(variables, rows):
+        features = encode(rows["image"])
+        return {"features": features, "label": rows["label"], "valid": rows["index"] >= 0}
+
+    chex.clear_trace_counter()
+    alone = host.Cluster(1, 0, 1)
+    source = Source("ten", 10, fields=fields, read=read, classes=3, bad=lambda: {})
+    x, y = encoder.extract(encoded, None, source, np.arange(10), 4, alone)
+    np.testing.assert_array_equal(x[:, 0], np.arange(10))
+    np.testing.assert_array_equal(y, np.arange(10) % 3)
 
 
 def test_without_marks_every_row_counts():
