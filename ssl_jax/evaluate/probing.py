@@ -145,7 +145,7 @@ def begin(
       UserError: no checkpoint, one named twice, an unknown split, dtype or unknown features, or a
         number of images below 1.
     """
-    if not config.checkpoint:
+    if not listed(config.checkpoint or ""):
         raise UserError(
             f"which checkpoint? add --config.checkpoint=RUN, the workdir of a run "
             f"(for example runs/quickstart), for {config.job} to work on"
@@ -153,6 +153,9 @@ def begin(
     for field in ("batch", "train_examples", "test_examples"):
         if config[field] < 1:
             raise UserError(f"--config.{field} is {config[field]}; it must be at least 1")
+    for field in ("seed", "labels_seed"):
+        if config.get(field, 0) < 0:
+            raise UserError(f"--config.{field} is {config[field]}; it must be at least 0")
     if config.split not in SPLITS:
         raise UserError(f"--config.split is {config.split!r}.{near_misses(config.split, SPLITS)}")
     which = config.get("features", "learned")
@@ -224,8 +227,10 @@ def listed(text: str) -> list[str]:
 
     'a, b\\,c' -> ['a', 'b,c']
     """
-    parts = re.split(r"(?<!\\),", text)
-    return [part.strip().replace("\\,", ",") for part in parts if part.strip()]
+    parts = [part.strip().replace("\\,", ",") for part in re.split(r"(?<!\\),", text)]
+    if len(parts) > 1 and not all(parts):
+        raise UserError(f"{text!r} has nothing before or after a comma")
+    return [part for part in parts if part]
 
 
 def open_run(

@@ -76,6 +76,11 @@ def check(config: ConfigDict) -> None:
     for field in ("epochs", "batch", "step_batch"):
         if config[field] <= 0:
             raise UserError(f"--config.{field} is {config[field]}; it must be above 0")
+    for field in ("learning_rates", "weight_decays", "ridges"):
+        values, above = config[field], field == "learning_rates"
+        if not values or not all(v > 0 or (v == 0 and not above) for v in values):
+            least = "above 0" if above else "0 or more"
+            raise UserError(f"--config.{field} is {tuple(values)}; it takes numbers, {least}")
 
 
 def measure(o: probing.Opened, config: ConfigDict) -> dict[str, Any]:

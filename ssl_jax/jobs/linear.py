@@ -56,7 +56,10 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
             raise UserError(f"--config.{field} is {config[field]!r}.{hint}")
     if config.augment and config.solver != "sgd":
         raise UserError("--config.augment needs epochs: add --config.solver=sgd")
-    linear_sgd.complete(config.sgd)
+    linear.check_choice(config.grid, config.holdout)
+    for said in linear_sgd.remarks(linear_sgd.complete(config.sgd)):
+        if config.solver == "sgd" and cluster.process == 0:
+            print(said)
 
     def measure(o: probing.Opened) -> dict[str, Any]:
         of = o.restored.encoder

@@ -38,6 +38,9 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     if config.draws < 1:
         raise UserError(f"--config.draws is {config.draws}; it must be at least 1")
     knn.check_grid((config.k,), (config.temperature,))
+    linear.check_choice(config.grid, config.holdout)
+    if not config.c > 0:
+        raise UserError(f"--config.c is {config.c}; it must be above 0")
     if not config.shares and not config.shots:
         raise UserError("--config.shares and --config.shots are both empty; give one of them")
 

@@ -45,6 +45,11 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
             f"{near_misses(config.classifier, average_precision.CLASSIFIERS)}"
         )
     knn.check_grid((config.k,), (config.temperature,))
+    linear.check_choice(config.grid, config.holdout)
+    if config.folds < 2:
+        raise UserError(f"--config.folds is {config.folds}; it must be at least 2")
+    if not config.costs or not all(c > 0 for c in config.costs):
+        raise UserError(f"--config.costs is {tuple(config.costs)}; it takes numbers above 0")
     runs = probing.begin(config, cluster)
     results = []
     for place in runs:

@@ -221,7 +221,7 @@ def text(result: Mapping[str, Any], folder: pathlib.Path) -> str:
         for name, shown in named.items()
     }
     lines = []
-    if result["knn_top1"] is None:
+    if not worth.judged(result):
         lines.append("no labels, so no accuracies; the collapse monitors need none:")
     else:
         lines.append(console.table(table, list(COLUMNS.values())))

@@ -79,7 +79,8 @@ def result(run: Run) -> str:
     cards = "".join(score(r, key, title) for key, title in PROBES)
     compared = bool(cards)
     if r and not cards:
-        cards = '<div class="card"><h3>Accuracy</h3><p>No labels, so no accuracies.</p></div>'
+        why = "No probe could be fitted." if worth.judged(r) else "No labels, so no accuracies."
+        cards = f'<div class="card"><h3>Accuracy</h3><p>{why}</p></div>'
     measured = facts(measures(run), MEANINGS)
     if measured:
         title = "Monitors and speed" if r else "So far"

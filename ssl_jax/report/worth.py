@@ -52,6 +52,13 @@ def warning(result: Mapping[str, Any]) -> str | None:
     return f"Training did not pay: {'; '.join(found)}." if found else None
 
 
+def judged(result: Mapping[str, Any]) -> bool:
+    """Whether there were labels to judge by, although a probe may have failed."""
+    rows = [result, *result.get("baselines", {}).values()]
+    measured = any(row.get(key) is not None for row in rows for key in PROBES)
+    return measured or bool(problems(result))
+
+
 def sample(result: Mapping[str, Any]) -> str | None:
     """Says of how many examples the accuracies of a run are.
 

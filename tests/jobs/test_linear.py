@@ -109,6 +109,15 @@ def test_blocks_of_a_vit(vit, tmp_path):
         ("resnet", ("--config.solver=sgd", "--config.sgd.batch=600"), "lower --config.sgd.batch"),
         ("resnet", ("--config.sgd.optimizer=adam",), "sgd.optimizer"),
         ("resnet", ("--config.sgd.lr=1.0",), "has no field"),
+        ("resnet", ("--config.holdout=0.0",), "--config.holdout is 0.0; it must be above 0"),
+        ("resnet", ("--config.grid=(0.0,)",), "--config.grid is (0.0,); it takes numbers above 0"),
+        ("resnet", ("--config.grid=()",), "--config.grid is ()"),
+        ("resnet", ("--config.seed=-1",), "--config.seed is -1; it must be at least 0"),
+        (
+            "resnet",
+            ("--config.solver=sgd", "--config.sgd.epochs=5", "--config.sgd.warmup_epochs=10.0"),
+            "sgd.warmup_epochs=10 is as long as the training or longer",
+        ),
         ("vit", ("--config.blocks=3",), "the encoder has 2 blocks"),
     ],
 )

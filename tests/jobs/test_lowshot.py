@@ -65,6 +65,8 @@ def test_probes_see_the_rows_of_the_list_alone():
     "more, message",
     [
         (("--config.draws=0",), "at least 1"),
+        (("--config.c=0.0",), "--config.c is 0.0"),
+        (("--config.holdout=1.0",), "--config.holdout is 1.0"),
         (("--config.shares=()", "--config.shots=()"), "both empty"),
         (("--config.shares=(2.0,)", "--config.shots=()"), "lies in (0, 1]"),
         (("--config.shares=()", "--config.shots=(400,)"), "400-shot needs 400 of every class"),

@@ -90,6 +90,9 @@ def test_the_holdout_is_of_train(runs, tmp_path):
     [
         ("{0}/nowhere", (), "there is no run in"),
         ("{0}/0,{0}/0", (), "2 times"),
+        (",", (), "nothing before or after a comma"),
+        ("{0}/0,", (), "nothing before or after a comma"),
+        ("{0}/0", ("--config.seed=-1",), "no field seed"),
         ("{0}/0", ("--config.split=tests",), "Did you mean test?"),
         ("{0}/0", ("--config.features=pixel",), "Did you mean pixels?"),
         ("{0}/0", ("--config.test_examples=0",), "test_examples is 0; it must be at least 1"),

@@ -50,6 +50,19 @@ def test_training_that_did_not_pay_is_said(found, words):
     assert worth.warning(found) == words
 
 
+def test_a_probe_that_failed_does_not_mean_that_there_are_no_labels():
+    there = pathlib.Path("runs/a")
+    none = result(None, None, (None, None), (None, None))
+    assert report.text(none, there).startswith("no labels, so no accuracies")
+    for failed in (
+        result(None, 0.912),
+        {**none, "problems": {"learned": "kNN: features are not finite"}},
+    ):
+        said = report.text(failed, there)
+        assert "no labels" not in said and "learned features" in said
+    assert "91.2%" in report.text(result(None, 0.912), there)
+
+
 def test_what_could_not_be_measured_is_named():
     found = {"problems": {"learned": "a class has one image", "pixels": "no memory"}}
     assert worth.problems(found) == [

@@ -11,6 +11,7 @@ the gradient, is then summed over the devices, which the compiler sees to; no fe
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -307,6 +308,18 @@ def _standardisation(a: apart.Apart) -> tuple[np.ndarray, np.ndarray]:
     alive = deviation > 1e-6 * np.abs(mean) + 1e-30
     scale = np.where(alive, 1 / np.where(alive, deviation, 1), 0)
     return mean.astype(np.float32), scale.astype(np.float32)
+
+
+def check_choice(grid: Sequence[float], holdout: float) -> None:
+    """Checks what the strength of the penalty is chosen from, and on how much.
+
+    Raises:
+      UserError: a strength that is not above 0, none at all, or a share outside (0, 1).
+    """
+    if not grid or not all(isinstance(c, int | float) and 0 < c < np.inf for c in grid):
+        raise UserError(f"--config.grid is {tuple(grid)}; it takes numbers above 0")
+    if not 0 < holdout < 1:
+        raise UserError(f"--config.holdout is {holdout}; it must be above 0, below 1")
 
 
 def stratified_holdout(labels: np.ndarray, share: float, seed: int) -> np.ndarray:

@@ -363,7 +363,23 @@ def complete(recipe: Mapping[str, Any]) -> dict[str, Any]:
     if fields["batch_norm"] and fields["batch"] < 2:
         raise UserError("--config.sgd.batch is 1; BatchNorm needs at least 2 rows")
     schedules.check({**schedules.FIELDS, **_schedule_fields(fields)}, "config.sgd")
+    if fields.get("warmup_epochs", 0) >= fields["epochs"]:
+        raise UserError(
+            f"--config.sgd.warmup_epochs={fields['warmup_epochs']:g} is as long as the training or "
+            f"longer, --config.sgd.epochs={fields['epochs']}"
+        )
     return fields
+
+
+def remarks(fields: Mapping[str, Any]) -> list[str]:
+    """What is odd about a complete recipe and may be meant, a line each."""
+    late = [m for m in fields.get("milestones", ()) if m >= fields["epochs"]]
+    if fields.get("schedule") != "step" or not late:
+        return []
+    return [
+        f"the learning rate never drops at epoch {', '.join(f'{m:g}' for m in late)} "
+        f"(--config.sgd.milestones): there are {fields['epochs']}"
+    ]
 
 
 def _schedule_fields(fields):

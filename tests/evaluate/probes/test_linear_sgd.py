@@ -255,3 +255,11 @@ def test_both_solvers_agree_on_the_digits():
     found = probe(x, y, x_new, y_new, 10, **recipe)
     assert abs(found["top1"] - exact["top1"]) <= 0.005
     assert 0.88 < exact["top1"] < 0.95
+
+
+def test_a_rate_that_never_drops_is_said():
+    moco = {"schedule": "step", "milestones": (60.0, 80.0)}
+    (line,) = linear_sgd.remarks(linear_sgd.complete({**moco, "epochs": 70}))
+    assert line.startswith("the learning rate never drops at epoch 80 (--config.sgd.milestones)")
+    assert linear_sgd.remarks(linear_sgd.complete({**moco, "epochs": 100})) == []
+    assert linear_sgd.remarks(linear_sgd.complete({"epochs": 2})) == []
