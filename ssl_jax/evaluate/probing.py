@@ -31,6 +31,7 @@ FEATURES = ("learned", "projector", "untrained", "pixels")
 FACTS = (
     *("seed", "step", "train_examples", "test_examples", "classes"),
     *("labels", "shots", "labels_seed", "steps", "batch", "finetune_seed"),
+    *("finetuned", "k", "temperature"),
 )
 # A number with one of these in its name is a share in [0, 1] and is shown in percent.
 SHARES = ("top", "recall", "_ap", "iou", "accuracy", "delta")
@@ -150,6 +151,29 @@ def begin(
             f"which checkpoint? add --config.checkpoint=RUN, the workdir of a run "
             f"(for example runs/quickstart), for {config.job} to work on"
         )
+    check(config)
+    runs = runs_named(config.checkpoint, "checkpoint")
+    if config.workdir and len(runs) == 1:
+        place = pathlib.Path(config.workdir)
+        for file, what in (("config.json", "a pretraining run"), ("job.json", "a fine-tuning")):
+            if (place / file).exists() and (config.job != "finetune" or file == "config.json"):
+                raise UserError(
+                    f"{place} holds {what}, whose result would be lost; choose another --workdir"
+                )
+    host.set_cpu_devices(
+        config.cpu_devices or host.cpu_devices(rows or config.batch, block, cluster)
+    )
+    host.set_compile_cache(config.compile_cache)
+    talk.connect(f"begin/{config.job}/{config.checkpoint}/{config.workdir}")
+    return runs
+
+
+def check(config: ConfigDict) -> None:
+    """Checks the fields of `defaults` that a job has.
+
+    Raises:
+      UserError: the first that cannot be right.
+    """
     for field in ("batch", "train_examples", "test_examples"):
         if config[field] < 1:
             raise UserError(f"--config.{field} is {config[field]}; it must be at least 1")
@@ -161,14 +185,8 @@ def begin(
     which = config.get("features", "learned")
     if which not in FEATURES:
         raise UserError(f"--config.features is {which!r}.{near_misses(which, FEATURES)}")
-    dtype_of(config.dtype, "dtype")
-    runs = runs_named(config.checkpoint, "checkpoint")
-    host.set_cpu_devices(
-        config.cpu_devices or host.cpu_devices(rows or config.batch, block, cluster)
-    )
-    host.set_compile_cache(config.compile_cache)
-    talk.connect(f"begin/{config.job}/{config.checkpoint}/{config.workdir}")
-    return runs
+    if "dtype" in config:
+        dtype_of(config.dtype, "dtype")
 
 
 def name_of(config: ConfigDict, step: str | None = None) -> str:
@@ -280,6 +298,12 @@ def open_run(
             f"{train.name} has {train.examples} image(s): too few to learn from some and to be "
             "judged on others"
         )
+    for part in (learn, judge) if labels else ():
+        if part is not None and not labelled(part):
+            raise UserError(
+                f"no image of {part.source.name} that {config.job} takes has a label; "
+                "--config.data.train_split and --config.data.test_split name other splits"
+            )
     own = alone and config.workdir is not None
     return Opened(
         run=run,
@@ -295,6 +319,15 @@ def open_run(
         learn=learn,
         judge=judge,
     )
+
+
+def labelled(part: representation.Part, most: int = 100) -> bool:
+    """Whether a row has a label: of `most` of them, and of all where none of those has."""
+    for rows in (part.rows[encoder.subset(len(part.rows), most)], part.rows):
+        for first in range(0, len(rows), most):
+            if (part.source.read(rows[first : first + most])["label"] >= 0).any():
+                return True
+    return False
 
 
 def data_of(saved: ConfigDict, asked: ConfigDict, labels: bool) -> ConfigDict:
@@ -328,6 +361,7 @@ def conclude(o: Opened, config: ConfigDict, found: Mapping[str, Any]) -> dict[st
     result = {
         "job": config.job,
         "method": saved.config.method.name,
+        "finetuned": saved.finetuned is not None,  # it has seen labels
         "seed": saved.config.seed,
         "dataset": o.dataset,
         "checkpoint": str(o.run),
@@ -343,8 +377,9 @@ def conclude(o: Opened, config: ConfigDict, found: Mapping[str, Any]) -> dict[st
         return result
     kind = "held-out training" if result["judged_on"] == "holdout" else "test"
     noun = batch.noun(o.learn.source.fields)
+    tuned = "fine-tuned " if saved.finetuned else ""
     print(
-        f"{name_of(config)} on {o.dataset}: {saved.config.method.name} after "
+        f"{name_of(config)} on {o.dataset}: {tuned}{saved.config.method.name} after "
         f"{o.restored.step:,} steps, {result['train_examples']:,} training and "
         f"{result['test_examples']:,} {kind} {noun}"
     )

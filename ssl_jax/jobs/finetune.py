@@ -90,7 +90,7 @@ def finetune(config: ConfigDict, o: probing.Opened) -> dict[str, Any]:
         print(*plan.lines, sep="\n")
     opened = store.open_manager(o.folder / "checkpoints", 2, kept.FINETUNED)
     with lock.hold(o.folder, o.cluster), opened as manager:
-        starting.claim(config, o, plan.facts, manager)
+        starting.claim(starting.inherited(config, o.restored.saved), o, plan.facts, manager)
         state, start = starting.begin(config, o, plan, manager)
         state, done = learn(config, o, plan, state, start, manager)
         store.save_last(manager, state)

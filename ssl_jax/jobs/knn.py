@@ -50,7 +50,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
         reached = {n: knn.accuracy(scores, f.test_labels) for n, scores in votes.items()}
         found = {f"{n}_{top}": x for n, both in reached.items() for top, x in both.items()}
         found["images_per_second"] = f.images_per_second
-        found["features"] = config.features
+        found |= {"features": config.features, "k": config.k, "temperature": config.temperature}
         if config.grid_k or config.grid_temperature:
             found["grid"] = knn.grid(near, labels, f.test_labels, o.classes, ks, temperatures)
             if jax.process_index() == 0:

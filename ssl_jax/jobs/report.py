@@ -13,6 +13,7 @@ from ssl_jax.evaluate.features import encoder
 from ssl_jax.processes import host, talk
 from ssl_jax.report import collect, page
 from ssl_jax.report.contents import Run
+from ssl_jax.runs import workdir
 
 
 def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
@@ -32,6 +33,7 @@ def run(config: ConfigDict, cluster: host.Cluster, name: str) -> int:
     Raises:
       UserError: no runs, or a folder that holds none.
     """
+    probing.check(config)
     folders = runs_of(config)
     host.set_cpu_devices(config.cpu_devices or host.cpu_devices(config.batch, 1, cluster))
     host.set_compile_cache(config.compile_cache)
@@ -55,7 +57,7 @@ def runs_of(config: ConfigDict) -> list[pathlib.Path]:
     """The folders that `config.runs` names.
 
     Raises:
-      UserError: none, one that is no run, or one named twice.
+      UserError: none, one that is no run or a fine-tuning, or one named twice.
     """
     runs = probing.runs_named(config.runs or "", "runs")
     if not runs:
@@ -63,6 +65,9 @@ def runs_of(config: ConfigDict) -> list[pathlib.Path]:
             "which runs? add --config.runs=RUN, the workdir of a run (for example "
             "runs/quickstart), or several: --config.runs=RUN,RUN"
         )
+    for run in runs:
+        if not (kept.locate(run)[0] / "config.json").is_file():
+            raise UserError(f"{run} holds a fine-tuning; a page is of a pretraining run")
     return runs
 
 
@@ -101,5 +106,10 @@ def look(config: ConfigDict, folder: pathlib.Path, cluster: host.Cluster) -> Run
     drawn, saved = None, opened.restored.saved
     if jax.process_index() == 0:
         method, _ = encoder.creation(saved)
+        if opened.encoder not in (None, next(iter(method.encoders))):
+            method = method._replace(prototypes=None)  # they are compared with the first's features
         drawn = collect.draw(saved.config, method, picked.variables, seen)
-    return collect.run_of(run, drawn, width=seen.features.shape[1])
+    result, at = workdir.read_result(run), opened.restored.step
+    whole = result is not None and result["steps"] == at
+    notes = () if whole else (f"Pictures are of checkpoint {at:,}.",)
+    return collect.run_of(run, drawn, notes, width=seen.features.shape[1])

@@ -25,6 +25,7 @@ class Progress:
       start: steps done before, on a resume.
       shown: (key in the metrics, name on screen, format) of what is shown, where present. A
         value stays on screen until the next one comes: kNN is measured seldom.
+      noun: what the rows of a step are: 'images'.
       stream: where to write; stderr when None.
       terminal: whether `stream` is a terminal; asked of it when None.
       every: seconds between plain lines.

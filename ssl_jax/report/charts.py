@@ -181,14 +181,18 @@ def colors(runs: Sequence[Run]) -> list[int]:
 
 def _alike(runs):
     """[[0, 2], [1]]: numbers of the runs that differ in their seed alone, in order."""
-    free = ("seed", *configs.FREE_ON_RESUME)
+    free = ("seed", *(f for f in configs.FREE_ON_RESUME if f not in configs.COUNTED))
     within = tuple(f"{name}." for name in free)
     groups: list[tuple[dict[str, Any], list[int]]] = []
     for i, run in enumerate(runs):
         fields = {**run.later, **flat(dict(run.config))}
         fields = {k: v for k, v in fields.items() if k not in free and not k.startswith(within)}
+        # The same seed twice is no second one.
+        seeds = {
+            runs[j].config.get("seed") for other, group in groups if other == fields for j in group
+        }
         same = [group for other, group in groups if other == fields]
-        if same:
+        if same and run.config.get("seed") not in seeds:
             same[0].append(i)
         else:
             groups.append((fields, [i]))

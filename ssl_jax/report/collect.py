@@ -103,8 +103,13 @@ def run_of(
         missing = f"No result: {error}."
     if not records:
         notes = (*notes, "There are no metrics yet.")
+    total = saved.run.total_steps
+    total += round(whole.extend * saved.run.steps_per_epoch)
     if result is None:
         notes = (missing, *notes)
+    elif type(result.get("steps")) is int and result["steps"] < total:
+        behind = f"The result is of step {result['steps']:,}; the run goes on to {total:,}."
+        notes = (behind, *notes)
     said = (result or {}).get("width")  # younger than some results
     if width is None and type(said) is int and 0 < said < 2**31:
         width = said
@@ -112,7 +117,7 @@ def run_of(
         name=folder.resolve().name,
         folder=str(folder),
         config=saved.config.to_dict(),
-        total_steps=saved.run.total_steps,
+        total_steps=total,
         steps_per_epoch=saved.run.steps_per_epoch,
         records=records,
         result=result,

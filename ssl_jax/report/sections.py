@@ -138,7 +138,7 @@ def measures(run: Run) -> list[tuple[str, str]]:
             shown.append((name, form.format(c[key])))
     speed = r.get("images_per_second", newest.get("images_per_second"))
     if is_number(speed):
-        shown.append(("speed", f"{speed:,.0f} images/s"))
+        shown.append(("speed", f"{speed:,.0f} {worth.noun(run.result or {})}/s"))
     if is_number(r.get("wall_seconds")):
         shown.append(("time", console.duration(r["wall_seconds"])))
     if spent := phases(run.records):
@@ -183,7 +183,8 @@ def commands(run: Run) -> str:
     main = program()
     lines = []
     if run.command:
-        lines.append(("This run" if run.result else "Continue", run.command))
+        done = run.result is not None and steps_done(run) >= run.total_steps
+        lines.append(("This run" if done else "Continue", run.command))
     lines += [
         ("Linear probe", f"{main} --config linear --config.checkpoint={folder}"),
         ("kNN", f"{main} --config knn --config.checkpoint={folder}"),
@@ -219,9 +220,11 @@ def config(run: Run) -> str:
 
 def steps_done(run: Run) -> int:
     """Of the result, or of the newest record."""
+    last = max((r["step"] for r in run.records), default=0)
     if run.result is not None and "steps" in run.result:
-        return run.result["steps"]
-    return max((r["step"] for r in run.records), default=0)
+        done = run.result["steps"]
+        return done if done >= run.total_steps else max(done, last)  # it is being extended
+    return last
 
 
 def value_text(value: Any) -> str:

@@ -43,7 +43,8 @@ def features(pictures: Pictures, name: str, data: dict[str, Any]) -> str:
         counts = pictures.confusion
         right = 100 * counts.trace() / counts.sum()
         words = hint(
-            f"A row is a true class, a column what kNN takes it for; {right:.1f} % are right."
+            f"A row is a true class, a column what kNN takes it for; {right:.1f} % of "
+            f"{int(counts.sum()):,} are right."
         )
         inside = words + confusion(counts, pictures.names)
         cards += f'<div class="card"><h3>Confusions of kNN</h3>{inside}</div>'

@@ -46,6 +46,11 @@ FREE_ON_RESUME = (
     "data.resident",
 )
 
+# Those of them that its numbers hang on nevertheless: how long it was, on how much it was judged.
+COUNTED = (
+    *("extend", "extend_schedule", "extend_rate"),
+    *("evaluate.train_examples", "evaluate.test_examples"),
+)
 
 # Fields that may differ where the same pictures lie at another place, see `Source.identity`.
 MOVED = ("data.source", "data.train_split")

@@ -164,7 +164,11 @@ def start(*more):
         ("resnet", ("--config.stage=2",), "stage is 2; ResNet has 1 to 1"),
         ("resnet", ("--config.step_batch=0",), "step_batch is 0"),
         ("resnet", ("--config.ridges=(-1.0,)",), "--config.ridges is (-1.0,)"),
-        ("resnet", ("--config.learning_rates=(0.0,)",), "--config.learning_rates is (0.0,)"),
+        (
+            "resnet",
+            ("--config.learning_rates=(0.0,)",),
+            "--config.learning_rates is (0.01, 0.0); it takes numbers, above 0",
+        ),
         ("vit", ("--config.data.size=30",), "multiple of 4"),
     ],
 )

@@ -193,6 +193,23 @@ def test_it_continues_to_the_same_bits_and_only_itself(runs, tmp_path, capsys):
     assert saved(folder, 6) is not None and result(folder) == found
 
 
+@pytest.mark.long
+def test_a_fine_tuning_of_a_fine_tuning_is_the_network_that_was_trained(tmp_path):
+    """What the second leaves open is as in the first, not as in the pretraining."""
+    run_of = [a for a in tiny_run.arguments(tmp_path / "run") if not a.startswith("--config.model")]
+    model = ("--config.model.width=8", "--config.model.depth=1", "--config.model.heads=2")
+    run_of = ["--config=configs/mae.py:digits", *run_of[1:], *model, "--config.steps=2"]
+    assert tiny_run.main.main([*run_of, "--config.recipe=keep"]) == 0
+    small = ("--config.batch=32", "--config.steps=2", "--config.train_examples=64")
+    first, second = tmp_path / "first", tmp_path / "second"
+    pool = "--config.model.pool=token"
+    assert run(tmp_path / "run", *small, pool, f"--workdir={first}") == 0
+    assert run(first, *small, f"--workdir={second}") == 0
+    assert run(first, *small, f"--workdir={second}") == 0  # and it continues
+    found = encoder.restore(second, layout.mesh())
+    assert found.encoder.network.pool == "token"
+
+
 def test_fields_younger_than_a_fine_tuning_mean_what_it_did():
     before = {"data": {"source": "digits"}, "mixing": {"mixup": 0.8}, "steps": 6}
     whole = start.completed(before, "bfloat16", "refuse")

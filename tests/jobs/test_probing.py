@@ -93,13 +93,14 @@ def test_the_holdout_is_of_train(runs, tmp_path):
         (",", (), "nothing before or after a comma"),
         ("{0}/0,", (), "nothing before or after a comma"),
         ("{0}/0", ("--config.seed=-1",), "no field seed"),
+        ("{0}/0", ("--workdir={0}/1",), "holds a pretraining run, whose result would be lost"),
         ("{0}/0", ("--config.split=tests",), "Did you mean test?"),
         ("{0}/0", ("--config.features=pixel",), "Did you mean pixels?"),
         ("{0}/0", ("--config.test_examples=0",), "test_examples is 0; it must be at least 1"),
     ],
 )
 def test_a_mistake_is_one_line(runs, capsys, checkpoint, more, message):
-    code = tiny_run.probe("knn", checkpoint.format(runs), *more)
+    code = tiny_run.probe("knn", checkpoint.format(runs), *(m.format(runs) for m in more))
     err = capsys.readouterr().err
     assert code == 2 and message in err and err.count("\n") == 1
 

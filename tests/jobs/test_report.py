@@ -13,6 +13,7 @@ from kit import tiny_run
 
 from ssl_jax.jobs import report as report_job
 from ssl_jax.processes import insist
+from ssl_jax.runs import workdir
 
 PROBED = ("--config.train_examples=300", "--config.test_examples=100")
 
@@ -89,7 +90,7 @@ def test_a_run_ends_with_its_page(runs, capsys):
     assert re.fullmatch(r"PCA \(\d+ % \+ \d+ %\)", pca)
     assert len(plane["labels"]) == 100 and plane["names"] == [str(i) for i in range(10)]
     # Confusions of kNN say the same as its accuracy.
-    assert f"{100 * result['knn_top1']:.1f} % are right" in text
+    assert f"{100 * result['knn_top1']:.1f} % of 100 are right" in text
     assert "--config simclr:digits" in text
     assert not (runs / "1" / "report").exists()
     assert tiny_run.run(runs / "1", "--config.steps=3", "--config.seed=1",
@@ -181,6 +182,22 @@ def test_a_mistake_is_one_line(runs, capsys, names, message):
     assert report(names.format(runs)) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
+
+
+def test_what_the_pictures_would_be_of_is_checked(runs, tmp_path, capsys):
+    for more, message in (
+        ("--config.split=tset", "Did you mean test?"),
+        ("--config.batch=0", "--config.batch is 0"),
+        ("--config.train_examples=0", "--config.train_examples is 0"),
+    ):
+        assert report(runs / "0", more) == 2
+        assert message in capsys.readouterr().err
+    tuned = tmp_path / "finetune"
+    saved = workdir.read_config(runs / "0")
+    job = {"config": {}, "classes": 10, "pretrained": workdir.described(tuned, saved)}
+    workdir.write_json(tuned / "job.json", job)
+    assert report(tuned) == 2
+    assert "holds a fine-tuning; a page is of a pretraining run" in capsys.readouterr().err
 
 
 def test_runs_in_folders_of_the_same_name_are_told_apart():

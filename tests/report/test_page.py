@@ -229,14 +229,26 @@ def test_alarms_that_have_passed_are_told():
         {"records": [{"step": 1, "loss": 2.0}]},
         {"records": [{"step": 1, "loss": math.nan}, {"step": 2, "loss": math.inf}]},
         {"result": {"job": "pretrain"}},
-        {"result": result(None), "pictures": drawn(False)},
+        {"result": {**result(None), "baselines": {}}, "pictures": drawn(False)},
     ],
 )
 def test_a_run_with_little_to_show_has_a_page(more):
     one, several = page.render([run(**more)]), page.render([run(**more), run("b", **more)])
     assert Parsed(one).scripts and Parsed(several).scripts
-    if more.get("result", {}) == result(None):
+    if (more.get("result") or {}).get("baselines") == {}:
         assert "No labels" in one
+
+
+def test_runs_of_other_lengths_or_of_one_seed_are_no_seeds():
+    def seeds(*changes):
+        runs = [run(str(i), config={**config(0), **c}) for i, c in enumerate(changes)]
+        return charts.seeds(runs)
+
+    two = ({"seed": 0}, {"seed": 1})
+    assert len(seeds(*two)) == 1
+    assert seeds({"seed": 0}, {"seed": 0}) == {} == seeds({"seed": 0}, {"seed": 1, "extend": 2.0})
+    (group,) = seeds(*two, {"seed": 1, "extend": 2.0})
+    assert group == (0, 1)
 
 
 def test_embedded_json_is_the_data():

@@ -26,6 +26,22 @@ from ssl_jax.train.state import TrainState
 FREE_ON_RESUME = ("monitor_every", "checkpoint_every")
 
 
+def inherited(config: ConfigDict, saved: workdir.Saved) -> ConfigDict:
+    """The config of a fine-tuning; of a fine-tuned run what it leaves open is as it was there.
+
+    (`model.pool` None is "as in the run", and the encoder is one of the pretraining's method.)
+    """
+    if saved.finetuned is None:
+        return config
+    before, whole = saved.finetuned["config"], config.copy_and_resolve_references()
+    with whole.unlocked(), whole.ignore_type():
+        whole.encoder = before.get("encoder")
+        for field, value in before.model.items():
+            if whole.model.get(field) is None:
+                whole.model[field] = value
+    return whole
+
+
 def claim(config: ConfigDict, o: probing.Opened, facts: Run, manager) -> None:
     """Writes job.json, or finds the one of the same training.
 
