@@ -79,6 +79,7 @@ def finetune(config: ConfigDict, o: probing.Opened) -> dict[str, Any]:
     """
     if (o.folder / "config.json").exists():
         raise UserError(f"{o.folder} holds a pretraining run; choose another --workdir")
+    own = starting.inherited(config, o.restored.saved)
     plan = planning.assemble(config, o)
     leader = jax.process_index() == 0
     if leader:
@@ -90,7 +91,7 @@ def finetune(config: ConfigDict, o: probing.Opened) -> dict[str, Any]:
         print(*plan.lines, sep="\n")
     opened = store.open_manager(o.folder / "checkpoints", 2, kept.FINETUNED)
     with lock.hold(o.folder, o.cluster), opened as manager:
-        starting.claim(starting.inherited(config, o.restored.saved), o, plan.facts, manager)
+        starting.claim(own, o, plan.facts, manager)
         state, start = starting.begin(config, o, plan, manager)
         state, done = learn(config, o, plan, state, start, manager)
         store.save_last(manager, state)

@@ -208,6 +208,7 @@ def test_a_fine_tuning_of_a_fine_tuning_is_the_network_that_was_trained(tmp_path
     assert run(first, *small, f"--workdir={second}") == 0  # and it continues
     found = encoder.restore(second, layout.mesh())
     assert found.encoder.network.pool == "token"
+    assert run(first, *small, "--config.encoder=classifier", f"--workdir={tmp_path}/third") == 2
 
 
 def test_fields_younger_than_a_fine_tuning_mean_what_it_did():

@@ -30,9 +30,17 @@ def inherited(config: ConfigDict, saved: workdir.Saved) -> ConfigDict:
     """The config of a fine-tuning; of a fine-tuned run what it leaves open is as it was there.
 
     (`model.pool` None is "as in the run", and the encoder is one of the pretraining's method.)
+
+    Raises:
+      UserError: it would begin with the scores of a classifier.
     """
     if saved.finetuned is None:
         return config
+    if config.encoder not in (None, "encoder"):
+        raise UserError(
+            f"--config.encoder={config.encoder}: a fine-tuning of a fine-tuning begins with its "
+            "encoder"
+        )
     before, whole = saved.finetuned["config"], config.copy_and_resolve_references()
     with whole.unlocked(), whole.ignore_type():
         whole.encoder = before.get("encoder")
