@@ -1,5 +1,7 @@
 """`Method.least_rows`: with so many rows the encoder learns, with fewer it would not."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +54,6 @@ def test_the_encoder_learns_from_so_many_rows_and_not_from_fewer(name):
         try:
             alone = gradient(name, 1)[1]
         except ValueError as error:
-            assert "at least two rows" in str(error)
+            assert re.search("at least two rows|nothing else to compare with", str(error))
             alone = 0.0
         assert alone < 1e-6
